@@ -1,0 +1,147 @@
+"""Learners: how the controller's policy changes with the rewards of its children."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mnms_jax import replay as replay_lib
+from mnms_jax.advantage import Advantage, Baseline, rank_advantage
+from mnms_jax.losses import entropy_loss, ppo_loss, reinforce_loss
+from mnms_jax.replay import Batch, ReplayBank
+from mnms_jax.types import Array, Params, Policy, PRNGKey
+
+Metrics = dict[str, Array]
+
+
+class Learner(NamedTuple):
+    """How parameters follow rewards.
+
+    Attributes:
+      init: params -> optimiser state.
+      update: key, params, optimiser state, baseline, replay bank, the round's trials ->
+        params, optimiser state, metrics (scalars by name).
+    """
+
+    init: Callable[[Params], Any]
+    update: Callable[
+        [PRNGKey, Params, Any, Baseline, ReplayBank, Batch], tuple[Params, Any, Metrics]
+    ]
+
+
+def make_ppo_learner(
+    policy: Policy,
+    *,
+    advantage: Advantage = rank_advantage,
+    learning_rate: float = 5e-3,
+    entropy_weight: float = 0.02,
+    clip: float = 0.2,
+    num_updates: int = 8,
+    batch_size: int = 64,
+    max_grad_norm: float = 1.0,
+) -> Learner:
+    """Returns off-policy PPO from the per-task replay bank (Wong & Gesmundo 2017).
+
+    Args:
+      policy: the policy to train.
+      advantage: how rewards become advantages.
+      learning_rate: of Adam.
+      entropy_weight: weight of the entropy bonus of a whole design.
+      clip: PPO's epsilon.
+      num_updates: gradient steps a round, each on a fresh draw from the bank.
+      batch_size: trials in a draw, equally many from each task.
+      max_grad_norm: gradients are scaled down to this global norm.
+    """
+    optimizer = _optimizer(learning_rate, max_grad_norm)
+    evaluate = jax.vmap(policy.evaluate, in_axes=(None, 0, 0))
+
+    def update(
+        key: PRNGKey, params: Params, opt_state: Any, baseline: Baseline, replay: ReplayBank, _: Any
+    ) -> tuple[Params, Any, Metrics]:
+        replay = replay_lib.fill_failures(replay)
+
+        def loss_fn(params: Params, batch: Batch) -> tuple[Array, Metrics]:
+            output = evaluate(params, batch.actions, batch.task_ids)
+            advantages = advantage(baseline, replay, batch.task_ids, batch.rewards)
+            surrogate = ppo_loss(output.log_probs, batch.log_probs, advantages, clip=clip)
+            return _with_entropy(surrogate, output.entropy, entropy_weight)
+
+        def step(carry: tuple[Params, Any], key: PRNGKey) -> tuple[tuple[Params, Any], Metrics]:
+            params, opt_state = carry
+            batch = replay_lib.sample(replay, key, batch_size)
+            grads, metrics = jax.grad(loss_fn, has_aux=True)(params, batch)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), metrics
+
+        (params, opt_state), metrics = jax.lax.scan(
+            step, (params, opt_state), jax.random.split(key, num_updates)
+        )
+        return params, opt_state, jax.tree.map(jnp.mean, metrics)
+
+    return Learner(optimizer.init, update)
+
+
+def make_reinforce_learner(
+    policy: Policy,
+    *,
+    advantage: Advantage = rank_advantage,
+    learning_rate: float = 5e-3,
+    entropy_weight: float = 0.02,
+    max_grad_norm: float = 1.0,
+) -> Learner:
+    """Returns on-policy REINFORCE: one gradient step on the round's own trials.
+
+    The arguments are those of `make_ppo_learner`.
+    """
+    optimizer = _optimizer(learning_rate, max_grad_norm)
+    evaluate = jax.vmap(policy.evaluate, in_axes=(None, 0, 0))
+
+    def update(
+        key: PRNGKey,
+        params: Params,
+        opt_state: Any,
+        baseline: Baseline,
+        replay: ReplayBank,
+        batch: Batch,
+    ) -> tuple[Params, Any, Metrics]:
+        del key
+        rewards = replay_lib.fill_failures(replay).rewards
+        lowest = jnp.min(jnp.where(replay.valid, rewards, jnp.inf), axis=1)[batch.task_ids]
+        filled = jnp.where(jnp.isnan(batch.rewards), lowest, batch.rewards)
+        bank = replay._replace(rewards=rewards)
+
+        def loss_fn(params: Params) -> tuple[Array, Metrics]:
+            output = evaluate(params, batch.actions, batch.task_ids)
+            advantages = advantage(baseline, bank, batch.task_ids, filled)
+            surrogate = reinforce_loss(output.log_probs, advantages)
+            return _with_entropy(surrogate, output.entropy, entropy_weight)
+
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, metrics
+
+    return Learner(optimizer.init, update)
+
+
+def make_null_learner() -> Learner:
+    """Returns the learner that never changes its policy, for random search."""
+
+    def update(
+        key: PRNGKey, params: Params, opt_state: Any, *unused: Any
+    ) -> tuple[Params, Any, Metrics]:
+        del key, unused
+        return params, opt_state, {}
+
+    return Learner(lambda params: (), update)
+
+
+def _optimizer(learning_rate: float, max_grad_norm: float) -> optax.GradientTransformation:
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(learning_rate))
+
+
+def _with_entropy(surrogate: Array, entropy: Array, entropy_weight: float) -> tuple[Array, Metrics]:
+    bonus = entropy_loss(entropy)
+    metrics = {"policy_loss": surrogate, "policy_entropy": -bonus}
+    return surrogate + entropy_weight * bonus, metrics

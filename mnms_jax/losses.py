@@ -1,0 +1,40 @@
+"""Losses of the controller, batched: log-probabilities [B, D], advantages [B]."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mnms_jax.types import Array
+
+
+def reinforce_loss(log_probs: Array, advantages: Array) -> Array:
+    """Returns the policy-gradient loss, a mean over trials of summed decisions.
+
+    Williams (1992), "Simple statistical gradient-following algorithms for connectionist
+    reinforcement learning". The design is one compound action, so every decision has the
+    advantage of the whole.
+    """
+    chex.assert_rank([log_probs, advantages], [2, 1])
+    return -jnp.mean(jnp.sum(log_probs, axis=1) * jax.lax.stop_gradient(advantages))
+
+
+def ppo_loss(
+    log_probs: Array, behaviour_log_probs: Array, advantages: Array, *, clip: float = 0.2
+) -> Array:
+    """Returns the clipped surrogate loss, with one probability ratio for each decision.
+
+    Schulman et al. (2017), "Proximal policy optimization algorithms", equation 7; `clip` is its
+    epsilon. The behaviour policy may be any earlier one, so that trials can be replayed. Inactive
+    decisions hold equal log-probabilities and add a constant.
+    """
+    chex.assert_rank([log_probs, behaviour_log_probs, advantages], [2, 2, 1])
+    ratios = jnp.exp(log_probs - behaviour_log_probs)
+    advantages = jax.lax.stop_gradient(advantages)[:, None]
+    clipped = jnp.clip(ratios, 1.0 - clip, 1.0 + clip)
+    return -jnp.mean(jnp.sum(jnp.minimum(ratios * advantages, clipped * advantages), axis=1))
+
+
+def entropy_loss(entropy: Array) -> Array:
+    """Returns minus the mean entropy of a design, for entropies [B, D] of its decisions."""
+    chex.assert_rank(entropy, 2)
+    return -jnp.mean(jnp.sum(entropy, axis=1))

@@ -1,0 +1,82 @@
+"""The replay bank: each task's last trials, kept for off-policy learning."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mnms_jax.types import Array, PRNGKey
+
+
+class Batch(NamedTuple):
+    """Trials to learn from."""
+
+    task_ids: Array  # int32 [B]
+    actions: Array  # int32 [B, D]
+    log_probs: Array  # [B, D], under the policy that sampled them
+    rewards: Array  # [B], NaN where the trial failed
+
+
+class ReplayBank(NamedTuple):
+    """A ring of the last N trials of every task."""
+
+    actions: Array  # int32 [T, N, D]
+    log_probs: Array  # [T, N, D]
+    rewards: Array  # [T, N], NaN where the trial failed
+    size: Array  # int32 [T], trials ever added
+
+    @property
+    def valid(self) -> Array:
+        """Bool [T, N]: which slots hold a trial."""
+        return jnp.arange(self.rewards.shape[1]) < self.size[:, None]
+
+
+def init_replay(num_tasks: int, capacity: int, num_decisions: int) -> ReplayBank:
+    """Returns an empty bank of `capacity` trials a task."""
+    shape = (num_tasks, capacity, num_decisions)
+    return ReplayBank(
+        jnp.zeros(shape, jnp.int32),
+        jnp.zeros(shape),
+        jnp.zeros(shape[:2]),
+        jnp.zeros(num_tasks, jnp.int32),
+    )
+
+
+def add(replay: ReplayBank, batch: Batch) -> ReplayBank:
+    """Adds B trials, each in place of its task's oldest once the bank is full."""
+    chex.assert_rank([batch.task_ids, batch.actions, batch.rewards], [1, 2, 1])
+    num_tasks, capacity = replay.rewards.shape
+    same_task = jax.nn.one_hot(batch.task_ids, num_tasks, dtype=jnp.int32)  # [B, T]
+    earlier = jnp.cumsum(same_task, axis=0) - same_task
+    rank = jnp.take_along_axis(earlier, batch.task_ids[:, None], axis=1)[:, 0]
+    slots = (replay.size[batch.task_ids] + rank) % capacity
+    where = (batch.task_ids, slots)
+    return ReplayBank(
+        replay.actions.at[where].set(batch.actions),
+        replay.log_probs.at[where].set(batch.log_probs),
+        replay.rewards.at[where].set(batch.rewards),
+        replay.size + jnp.sum(same_task, axis=0),
+    )
+
+
+def fill_failures(replay: ReplayBank) -> ReplayBank:
+    """Gives failed trials the lowest reward that their task's bank holds (0 if it holds none)."""
+    lowest = jnp.nanmin(jnp.where(replay.valid, replay.rewards, jnp.nan), axis=1, keepdims=True)
+    rewards = jnp.where(jnp.isnan(replay.rewards), jnp.nan_to_num(lowest), replay.rewards)
+    return replay._replace(rewards=rewards)
+
+
+def sample(replay: ReplayBank, key: PRNGKey, batch_size: int) -> Batch:
+    """Draws `batch_size` trials with replacement, the same number from every task.
+
+    Every task must hold at least one trial, and `batch_size` is rounded down to a multiple of the
+    number of tasks.
+    """
+    num_tasks, capacity = replay.rewards.shape
+    each = max(batch_size // num_tasks, 1)
+    stored = jnp.minimum(replay.size, capacity)
+    slots = jax.random.randint(key, (num_tasks, each), 0, jnp.maximum(stored, 1)[:, None])
+    task_ids = jnp.repeat(jnp.arange(num_tasks, dtype=jnp.int32), each)
+    where = (task_ids, slots.reshape(-1))
+    return Batch(task_ids, replay.actions[where], replay.log_probs[where], replay.rewards[where])

@@ -1,0 +1,241 @@
+"""Text classification from TensorFlow Datasets (TFDS), read without TensorFlow.
+
+Only the array_record format is read. Whether a data set is there is decided from its folder, before
+the import of TFDS, whose own answers are slow without a network and misleading for a broken folder.
+"""
+
+import http.client
+import json
+import os
+import pathlib
+import queue
+import re
+import shlex
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from mnms_jax.tasks.text import deduplicate, normalise, split_rows
+from mnms_jax.types import Split, Task, UserError
+
+_VALIDATION_SHARE = 0.1
+_PROBE_SECONDS = 2.0
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+class TfdsSpec(NamedTuple):
+    """A data set's names in TFDS."""
+
+    dataset: str  # "<name>/<config>"
+    text: str  # the feature with the text
+    label: str  # the feature with the class
+    train: str  # the split to learn from; a part of it is held out for validation
+    test: str  # the labelled split that becomes the test split
+    url: str  # what TFDS downloads first
+
+
+TFDS_TASKS: dict[str, TfdsSpec] = {
+    # Wang et al. (2018), GLUE; Socher et al. (2013), SST. The official test labels are secret.
+    "sst2": TfdsSpec(
+        dataset="glue/sst2",
+        text="sentence",
+        label="label",
+        train="train",
+        test="validation",
+        url="https://dl.fbaipublicfiles.com/glue/data/SST-2.zip",
+    ),
+    # Maas et al. (2011), Learning Word Vectors for Sentiment Analysis.
+    "imdb": TfdsSpec(
+        dataset="imdb_reviews/plain_text",
+        text="text",
+        label="label",
+        train="train",
+        test="test",
+        url="http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
+    ),
+}
+
+
+def load_tfds_task(name: str, data_dir: str | None, packaged: Sequence[str]) -> Task:
+    """Loads a data set, downloading it first where it is missing and there is a network.
+
+    Repeats are removed from train, and so are its texts that are in test too; then a tenth of
+    train is held out as validation. The test split is left as published.
+
+    Args:
+      name: a key of TFDS_TASKS.
+      data_dir: where TFDS keeps its data; None means $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      packaged: names of tasks that need no network, to be offered where this one is not to be had.
+
+    Returns:
+      The task, with the splits train, validation and test, of texts [N] and labels int32 [N].
+
+    Raises:
+      UserError: the name is unknown, or the data are missing and cannot be downloaded, or the
+        prepared folder is broken.
+    """
+    if name not in TFDS_TASKS:
+        raise UserError(f"unknown TFDS task {name!r}: choose from {', '.join(sorted(TFDS_TASKS))}")
+    spec = TFDS_TASKS[name]
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    root = pathlib.Path(data_dir or default).expanduser().absolute()
+    folder = _find_prepared(spec, root)
+    if folder is None:
+        reason = _why_unreachable(spec.url)
+        if reason is not None:
+            host = urllib.parse.urlsplit(spec.url).netloc
+            raise UserError(
+                _how_to_prepare(spec, root, f"{host} is out of reach: {reason}", packaged)
+            )
+        folder = _download(spec, root, packaged)
+    train, test, class_names = _read(spec, folder)
+    task = _to_task(name, train, test, class_names)
+    kept, held = (len(task.splits[part].texts) for part in ("train", "validation"))
+    logging.info(
+        "%s: %d of %d %s rows of %s are train, %d are validation; test is its split %s (%d rows)",
+        *(name, kept, len(train.texts), spec.train, folder, held, spec.test, len(test.texts)),
+    )
+    return task
+
+
+def _find_prepared(spec: TfdsSpec, root: pathlib.Path) -> pathlib.Path | None:
+    """Returns the newest complete version's folder, or None if no version is there at all."""
+    versions = [path for path in (root / spec.dataset).glob("*") if _VERSION.fullmatch(path.name)]
+    versions.sort(key=lambda path: [int(part) for part in path.name.split(".")], reverse=True)
+    faults = {path: _fault(spec, path) for path in versions}
+    complete = [path for path, fault in faults.items() if fault is None]
+    if versions and not complete:
+        raise _broken(versions[0], str(faults[versions[0]]))
+    return complete[0] if complete else None
+
+
+def _fault(spec: TfdsSpec, folder: pathlib.Path) -> str | None:
+    """Says what keeps a version's folder from being read, or None if its files are all there."""
+    try:
+        info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
+        shards = {split["name"]: len(split.get("shardLengths", [])) for split in info["splits"]}
+    except FileNotFoundError:
+        return "dataset_info.json is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"dataset_info.json cannot be read ({type(error).__name__}: {error})"
+    if not any(folder.glob("*.array_record*")):
+        others = sorted({path.suffix[1:].split("-")[0] for path in folder.glob("*-?????-of-?????")})
+        held = f"only {', '.join(others)}" if others else "no records"
+        return f"it holds {held}, and array_record is needed"
+    for split in (spec.train, spec.test):
+        if not shards.get(split):
+            return f"it has no rows in the split {split!r}"
+        found = len(list(folder.glob(f"*-{split}.array_record*")))
+        if found < shards[split]:
+            return f"it has {found} of the {shards[split]} record files of the split {split!r}"
+    return None
+
+
+def _broken(folder: pathlib.Path, fault: str) -> UserError:
+    return UserError(
+        f"the data set in {folder} is not usable: {fault}.\n"
+        "Delete that folder and prepare it again, or pass another --data_dir."
+    )
+
+
+def _why_unreachable(url: str, timeout: float = _PROBE_SECONDS) -> str | None:
+    """Returns why a URL is out of reach, or None if its server has it; takes timeout seconds."""
+    outcome: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            with urllib.request.urlopen(request, timeout=timeout):
+                outcome.put(None)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            outcome.put(str(error))
+
+    # A name server that does not answer ignores the timeout, so the asking is left behind.
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return outcome.get(timeout=timeout)
+    except queue.Empty:
+        return f"no answer within {timeout:g} seconds"
+
+
+def _how_to_prepare(
+    spec: TfdsSpec, root: pathlib.Path, reason: str, packaged: Sequence[str]
+) -> str:
+    unfinished = sorted(path.name for path in (root / spec.dataset).glob("*incomplete*"))
+    left = f" (only what was left by an interrupted try: {unfinished[0]})" if unfinished else ""
+    code = (
+        "import tensorflow_datasets as tfds, tensorflow_datasets.text.glue; "
+        f'tfds.builder("{spec.dataset}", data_dir="tfds_data", file_format="array_record")'
+        ".download_and_prepare("
+        "download_config=tfds.download.DownloadConfig(try_download_gcs=False))"
+    )
+    return (
+        f"the data set {spec.dataset} is not prepared in {root / spec.dataset}{left}, "
+        f"and it could not be downloaded: {reason}.\n"
+        "Prepare it on a machine with a network, in any folder:\n"
+        "  pip install tensorflow-datasets array_record importlib_resources\n"
+        f"  python -c {shlex.quote(code)}\n"
+        "Then copy the folder tfds_data over and pass --data_dir=<its path here>.\n"
+        f"Tasks that work right now, without a network: {', '.join(packaged)}."
+    )
+
+
+def _download(spec: TfdsSpec, root: pathlib.Path, packaged: Sequence[str]) -> pathlib.Path:
+    """Lets TFDS download and prepare the data, and returns their folder."""
+    logging.info("downloading %s into %s", spec.dataset, root)
+    try:
+        import tensorflow_datasets as tfds
+        import tensorflow_datasets.text.glue  # noqa: F401  # not known to TFDS before this
+
+        builder = tfds.builder(spec.dataset, data_dir=root, file_format="array_record")
+        config = tfds.download.DownloadConfig(try_download_gcs=False)
+        builder.download_and_prepare(download_config=config)
+    except Exception as error:  # of the network, the disk, the checksums, the archive, ...
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(_how_to_prepare(spec, root, reason, packaged)) from error
+    return pathlib.Path(builder.data_dir)
+
+
+def _read(spec: TfdsSpec, folder: pathlib.Path) -> tuple[Split, Split, tuple[str, ...]]:
+    """Returns train and test as they are on disk, and the class names."""
+    # The folder is opened as such: tfds.data_source would insist on one version of the data set.
+    try:
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(folder, file_format="array_record")
+        class_names = tuple(builder.info.features[spec.label].names)
+        sources = builder.as_data_source(split=[spec.train, spec.test])
+        train, test = (source.__getitems__(list(range(len(source)))) for source in sources)
+    except Exception as error:  # TFDS and array_record raise many kinds for damaged files
+        raise _broken(folder, f"{type(error).__name__}: {error}") from error
+    # A record file that was cut short gives None for all features.
+    if any(row[spec.label] not in range(len(class_names)) for row in [*train, *test]):
+        raise _broken(folder, "some rows have no label; are its record files complete?")
+    return _to_split(spec, train), _to_split(spec, test), class_names
+
+
+def _to_split(spec: TfdsSpec, rows: Sequence[dict[str, Any]]) -> Split:
+    texts = tuple(row[spec.text].decode("utf-8", errors="replace") for row in rows)
+    return Split(texts, np.array([row[spec.label] for row in rows], dtype=np.int32))
+
+
+def _to_task(name: str, train: Split, test: Split, class_names: tuple[str, ...]) -> Task:
+    """Cleans train and holds validation out."""
+    texts, labels = deduplicate(train.texts, train.labels.tolist())
+    tested = {normalise(text) for text in test.texts}
+    fresh = [row for row, text in enumerate(texts) if normalise(text) not in tested]
+    parts = split_rows(
+        [texts[row] for row in fresh],
+        [labels[row] for row in fresh],
+        {"validation": _VALIDATION_SHARE, "train": 1.0 - _VALIDATION_SHARE},
+    )
+    return Task(
+        name,
+        {"train": parts["train"], "validation": parts["validation"], "test": test},
+        class_names,
+    )

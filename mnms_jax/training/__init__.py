@@ -1,0 +1,1 @@
+"""Training of many children at once: planning, one compiled function, running."""

@@ -1,0 +1,38 @@
+"""Package metadata: the only place where dependencies are declared."""
+
+import pathlib
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+
+setuptools.setup(
+    name="mnms_jax",
+    version="0.1.0",
+    description="Multitask Neural Model Search in JAX: one controller for many tasks.",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["mnms_jax*", "experiments*"]),
+    package_data={"mnms_jax": ["py.typed"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "array_record>=0.8.1",
+        "chex>=0.1.90",
+        "flax>=0.12.0",
+        "importlib_resources>=6.4",  # tensorflow_datasets needs it and does not declare it
+        "jax>=0.8.0",
+        "numpy>=2.0",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.11.25",
+        "pyarrow>=18.0",
+        "rich>=13.7",
+        "scikit-learn>=1.5",
+        "tensorboardX>=2.6.2",
+        "tensorflow-datasets>=4.9.9",
+    ],
+    extras_require={
+        "dev": ["mypy>=1.13", "pytest>=8.3", "pytest-xdist>=3.6", "rlax>=0.1.6", "ruff>=0.8"],
+    },
+)
