@@ -33,6 +33,6 @@ setuptools.setup(
         "tensorflow-datasets>=4.9.9",
     ],
     extras_require={
-        "dev": ["mypy>=1.13", "pytest>=8.3", "pytest-xdist>=3.6", "rlax>=0.1.6", "ruff>=0.8"],
+        "dev": ["mypy>=1.13", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.8"],
     },
 )

@@ -16,7 +16,7 @@ class Baseline(NamedTuple):
 
     mean: Array  # [T]
     variance: Array  # [T]
-    count: Array  # int32 [T], rewards seen
+    seen: Array  # int32 [T], number of rewards
 
 
 # Baseline, replay bank, task_ids [B] and rewards [B] -> advantages [B].
@@ -47,14 +47,14 @@ def update_baseline(
 
     def step(baseline: Baseline, trial: tuple[Array, Array]) -> tuple[Baseline, None]:
         task_id, reward = trial
-        weight = jnp.where(baseline.count[task_id] == 0, 1.0, 1.0 - decay)
+        weight = jnp.where(baseline.seen[task_id] == 0, 1.0, 1.0 - decay)
         weight = jnp.where(jnp.isnan(reward), 0.0, weight)
         delta = jnp.nan_to_num(reward) - baseline.mean[task_id]
         variance = (1.0 - weight) * (baseline.variance[task_id] + weight * delta**2)
         moved = Baseline(
             baseline.mean.at[task_id].add(weight * delta),
             baseline.variance.at[task_id].set(variance),
-            baseline.count.at[task_id].add(weight > 0),
+            baseline.seen.at[task_id].add(weight > 0),
         )
         return moved, None
 
@@ -70,7 +70,7 @@ def relative_advantage(
     return (rewards - mean) / jnp.maximum(jnp.abs(mean), 1e-3)
 
 
-def standardised_advantage(
+def standardized_advantage(
     baseline: Baseline, replay: ReplayBank, task_ids: Array, rewards: Array
 ) -> Array:
     """Returns (R - b) over the moving standard deviation of the task's rewards."""
@@ -93,6 +93,6 @@ def rank_advantage(
 
 ADVANTAGES: dict[str, Advantage] = {
     "relative": relative_advantage,
-    "std": standardised_advantage,
+    "std": standardized_advantage,
     "rank": rank_advantage,
 }

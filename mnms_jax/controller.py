@@ -14,6 +14,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, Policy, PolicyOutput, PRNGKey
@@ -63,7 +64,9 @@ def make_policy(
         return network.init(key, jnp.int32(0), lambda _, logits: jnp.argmax(logits))["params"]
 
     def roll(params: Params, task_id: Array, choose: Choose) -> PolicyOutput:
-        return network.apply({"params": params}, task_id, choose)
+        output = network.apply({"params": params}, task_id, choose)
+        assert isinstance(output, PolicyOutput)
+        return output
 
     return _as_policy(init, roll)
 
@@ -85,6 +88,25 @@ def make_random_policy(space: SearchSpace) -> Policy:
         return PolicyOutput(rollout.actions, log_probs, entropy)
 
     return _as_policy(lambda key: {}, roll)
+
+
+def choice_frequencies(
+    policy: Policy,
+    space: SearchSpace,
+    params: Params,
+    key: PRNGKey,
+    task_id: int,
+    num_samples: int = 1024,
+) -> np.ndarray:
+    """Estimates from samples how often a task's designs take each choice, float [D, C].
+
+    A row sums to the share of designs in which its decision is active.
+    """
+    keys = jax.random.split(key, num_samples)
+    sample = jax.jit(jax.vmap(policy.sample, in_axes=(None, 0, None)))
+    actions = np.asarray(sample(params, keys, jnp.int32(task_id)).actions)
+    taken = actions[..., None] == np.arange(space.max_choices)
+    return np.mean(taken & space.active(actions)[..., None], axis=0)
 
 
 def _as_policy(

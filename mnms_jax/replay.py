@@ -29,7 +29,7 @@ class ReplayBank(NamedTuple):
     @property
     def valid(self) -> Array:
         """Bool [T, N]: which slots hold a trial."""
-        return jnp.arange(self.rewards.shape[1]) < self.size[:, None]
+        return jnp.arange(self.rewards.shape[1])[None] < self.size[:, None]
 
 
 def init_replay(num_tasks: int, capacity: int, num_decisions: int) -> ReplayBank:
@@ -44,7 +44,10 @@ def init_replay(num_tasks: int, capacity: int, num_decisions: int) -> ReplayBank
 
 
 def add(replay: ReplayBank, batch: Batch) -> ReplayBank:
-    """Adds B trials, each in place of its task's oldest once the bank is full."""
+    """Adds B trials, each in place of its task's oldest once the bank is full.
+
+    No task may have more trials in the batch than the bank has slots.
+    """
     chex.assert_rank([batch.task_ids, batch.actions, batch.rewards], [1, 2, 1])
     num_tasks, capacity = replay.rewards.shape
     same_task = jax.nn.one_hot(batch.task_ids, num_tasks, dtype=jnp.int32)  # [B, T]

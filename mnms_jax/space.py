@@ -82,11 +82,12 @@ class SearchSpace:
         return parents
 
     def active(self, actions: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Returns which decisions matter in a design: bool [D] for actions [D]."""
-        active = np.zeros(self.num_decisions, bool)
+        """Returns which decisions matter in designs: bool [..., D] for actions [..., D]."""
+        actions = np.asarray(actions)
+        active = np.zeros(actions.shape, bool)
         for d in range(self.num_decisions):
             allowed = self.conditions[d, np.arange(self.num_decisions), actions]
-            active[d] = np.all(allowed & (active | ~self.parents[d]))
+            active[..., d] = np.all(allowed & (active | ~self.parents[d]), axis=-1)
         return active
 
     def decode(self, actions: Sequence[int] | np.ndarray) -> dict[str, Choice]:

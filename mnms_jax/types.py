@@ -4,7 +4,7 @@ Shape letters used throughout: B trials in a round, D decisions, C most choices 
 T tasks, N rows (of data, or of a replay bank), L tokens in a text, V rows of an embedding table.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 Array: TypeAlias = jax.Array
 PRNGKey: TypeAlias = jax.Array
 Params: TypeAlias = Any
+AnyArray: TypeAlias = Any  # a jax.Array inside compiled code, often a NumPy array outside
 Choice: TypeAlias = str | int | float | bool
 
 
@@ -53,3 +54,58 @@ class Policy(NamedTuple):
     init: Callable[[PRNGKey], Params]
     sample: Callable[[Params, PRNGKey, Array], PolicyOutput]  # params, key, task_id []
     evaluate: Callable[[Params, Array, Array], PolicyOutput]  # params, actions [D], task_id []
+
+
+class OptimizerSettings(NamedTuple):
+    """How one group of a child's parameters is trained."""
+
+    name: str  # "sgd", "adam" or "adagrad"
+    learning_rate: float
+    regularization: float  # weight of L2 on matrices and tables
+
+
+class ChildSpec(NamedTuple):
+    """A design, sorted by what it changes.
+
+    Children of one architecture share one compiled program; all the rest is a traced input.
+    """
+
+    architecture: Hashable  # shapes and graph
+    preprocessing: Hashable  # how the task's inputs are prepared
+    hyperparameters: Any  # pytree of scalars and small arrays that the model reads
+    optimizers: Mapping[str, OptimizerSettings]  # by top-level name of the parameters
+    num_samples: int  # training examples seen, counted with repeats
+
+
+class ChildModel(NamedTuple):
+    """A child as pure functions of its architecture (one batch; variables as Flax has them).
+
+    Attributes:
+      init: key, batch, constants, hyperparameters -> variables.
+      apply: variables, batch, constants, hyperparameters, dropout seed (uint32 []) or None when
+        not training -> logits [B, num_classes], new batch statistics.
+    """
+
+    init: Callable[[PRNGKey, Any, Any, Any], Params]
+    apply: Callable[[Params, Any, Any, Any, Array | None], tuple[Array, Params]]
+
+
+class ChildFamily(NamedTuple):
+    """A kind of child: what can be decided, and the models that result."""
+
+    space: Any  # SearchSpace
+    make_spec: Callable[[Mapping[str, Choice]], ChildSpec]  # design by name -> spec
+    make_model: Callable[[Hashable, int], ChildModel]  # architecture, number of classes
+
+
+class ChildData(NamedTuple):
+    """One task's data as the program of one architecture takes it; rows are padded."""
+
+    train: Any  # pytree of arrays [N, ...]
+    train_labels: AnyArray  # int32 [N]
+    num_train: AnyArray  # int32 []
+    evaluation: Any  # pytree of arrays [M, ...]
+    evaluation_labels: AnyArray  # int32 [M]
+    num_evaluation: AnyArray  # int32 []
+    num_classes: AnyArray  # int32 [], of this task; logits beyond are masked
+    constants: Any  # pytree of arrays without rows, e.g. a pre-trained table

@@ -1,14 +1,21 @@
 """Text to numbers: normalising, splitting, tokenising and vocabularies."""
 
 import hashlib
+import itertools
 import re
+import zlib
+from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from mnms_jax.children.text import TextArchitecture, TextBatch, TextPreprocessing, TextSizes
 from mnms_jax.types import Split
 
 _WORD = re.compile(r"\w+")
+_WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
+PADDING, UNKNOWN = 0, 1
 
 
 def normalise(text: str) -> str:
@@ -24,8 +31,8 @@ def deduplicate(texts: Sequence[str], labels: Sequence[int]) -> tuple[list[str],
     groups: dict[str, tuple[str, set[int]]] = {}
     for text, label in zip(texts, labels, strict=True):
         groups.setdefault(normalise(text), (text, set()))[1].add(label)
-    kept = [(text, *found) for key, (text, found) in groups.items() if key and len(found) == 1]
-    return [text for text, _ in kept], [label for _, label in kept]
+    kept = [(text, found) for key, (text, found) in groups.items() if key and len(found) == 1]
+    return [text for text, _ in kept], [min(found) for _, found in kept]
 
 
 def split_rows(
@@ -54,3 +61,130 @@ def split_rows(
         name: Split(tuple(texts[row] for row in part), labels_array[part])
         for name, part in zip(fractions, parts, strict=True)
     }
+
+
+class TextEncoder(NamedTuple):
+    """All that turns a task's texts into numbers; fitted on its training texts alone."""
+
+    preprocessing: TextPreprocessing
+    length: int  # L, most words of a text; the rest is cut off
+    vocabulary: tuple[str, ...]  # words by token; the first two are padding and unknown
+    idf: np.ndarray  # float32 [ngrams], inverse document frequency of each hashed n-gram
+
+
+class TextRows(NamedTuple):
+    """Encoded texts, padded with zeros."""
+
+    tokens: np.ndarray  # int32 [N, L]
+    ngrams: np.ndarray  # int32 [N, 2 L], unigrams and bigrams alternate
+    weights: np.ndarray  # float32 [N, 2 L], TF-IDF of unit length; a repeat in a text weighs 0
+
+
+def tokenise(text: str, preprocessing: TextPreprocessing) -> list[str]:
+    """Returns the words of a text, and its punctuation marks unless they are stripped."""
+    text = text.lower() if preprocessing.lowercase else text
+    return (_WORD if preprocessing.strip else _WORD_OR_MARK).findall(text)
+
+
+def common_length(splits: Sequence[Split], limit: int, percentile: float = 95.0) -> int:
+    """Returns the number of words, a multiple of 8, that this share of every task's texts fits."""
+    longest = TextPreprocessing(lowercase=False, strip=False)
+    fits = [
+        np.percentile([len(tokenise(text, longest)) for text in split.texts], percentile)
+        for split in splits
+    ]
+    return min(limit, 8 * int(np.ceil(max(*fits, 1) / 8)))
+
+
+def fit_encoder(
+    texts: Sequence[str], preprocessing: TextPreprocessing, sizes: TextSizes, length: int
+) -> TextEncoder:
+    """Returns the encoder of a task: its commonest words and its n-grams' frequencies.
+
+    Args:
+      texts: training texts.
+      preprocessing: how they become words.
+      sizes: bounds of the vocabulary and of the n-grams.
+      length: L, most words of a text.
+    """
+    words = [tokenise(text, preprocessing)[:length] for text in texts]
+    counts = Counter(itertools.chain.from_iterable(words))
+    common = sorted(counts, key=lambda word: (-counts[word], word))[: sizes.vocabulary - 2]
+    ngrams = _hash_ngrams(words, length, sizes.ngrams)
+    documents = np.bincount(ngrams[~_repeats(ngrams)], minlength=sizes.ngrams)
+    idf = np.log((1 + len(texts)) / (1 + documents)) + 1
+    return TextEncoder(
+        preprocessing, length, ("<padding>", "<unknown>", *common), idf.astype(np.float32)
+    )
+
+
+def encode(encoder: TextEncoder, texts: Sequence[str]) -> TextRows:
+    """Returns N texts as arrays."""
+    words = [tokenise(text, encoder.preprocessing)[: encoder.length] for text in texts]
+    index = {word: token for token, word in enumerate(encoder.vocabulary)}
+    tokens = _pad([[index.get(word, UNKNOWN) for word in row] for row in words], encoder.length)
+    ngrams = _hash_ngrams(words, encoder.length, encoder.idf.size)
+    weights = np.where(_repeats(ngrams) | (ngrams == PADDING), 0, encoder.idf[ngrams])
+    norm = np.linalg.norm(weights, axis=1, keepdims=True)
+    weights = weights / np.maximum(norm, 1e-12)
+    return TextRows(tokens.astype(np.int32), ngrams, weights.astype(np.float32))
+
+
+def make_batch(rows: TextRows, architecture: TextArchitecture, table: np.ndarray | None) -> TextBatch:
+    """Returns the inputs that an architecture takes, for N encoded texts.
+
+    Args:
+      rows: the texts.
+      architecture: of the child.
+      table: float32 [V, E], the architecture's pre-trained embeddings, if it has any.
+    """
+    if architecture.pooled:
+        assert table is not None
+        return TextBatch(_mean_embedding(rows.tokens, table), None, rows.ngrams, rows.weights)
+    tokens = _rehash(rows.ngrams, architecture.rows) if architecture.hashed else rows.tokens
+    return TextBatch(None, tokens, rows.ngrams, rows.weights)
+
+
+def _pad(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
+    padded = np.zeros((len(rows), length), np.int64)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return padded
+
+
+def _hash_ngrams(words: Sequence[Sequence[str]], length: int, size: int) -> np.ndarray:
+    """Returns hashes in [1, size) of unigrams and bigrams, int32 [N, 2 L]; 0 is padding."""
+    hashes = {word: zlib.crc32(word.encode()) for word in {w for row in words for w in row}}
+    unigrams = _pad([[hashes[word] for word in row] for row in words], length)
+    lengths = np.array([[len(row)] for row in words]).reshape(-1, 1)
+    position = np.arange(length)
+    following = np.roll(unigrams, -1, axis=1)
+    # A linear congruence over the pair, folded to 31 bits: order matters, and so do both words.
+    bigrams = ((unigrams * 0x9E3779B1 + following * 0x85EBCA77) >> 16) & 0x7FFFFFFF
+    unigrams = np.where(position < lengths, 1 + unigrams % (size - 1), PADDING)
+    bigrams = np.where(position < lengths - 1, 1 + bigrams % (size - 1), PADDING)
+    return np.stack([unigrams, bigrams], -1).reshape(len(words), 2 * length).astype(np.int32)
+
+
+def _rehash(ngrams: np.ndarray, size: int) -> np.ndarray:
+    return np.where(ngrams == PADDING, PADDING, 1 + (ngrams - 1) % (size - 1)).astype(np.int32)
+
+
+def _repeats(ngrams: np.ndarray) -> np.ndarray:
+    """Returns where a row holds an n-gram that it has held before: bool like ngrams."""
+    order = np.argsort(ngrams, axis=1, kind="stable")
+    ordered = np.take_along_axis(ngrams, order, 1)
+    same = np.zeros_like(ngrams, bool)
+    same[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    repeats = np.zeros_like(same)
+    np.put_along_axis(repeats, order, same, 1)
+    return repeats
+
+
+def _mean_embedding(tokens: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Returns the mean of the words' vectors, float32 [N, E], as a child's pooling has it."""
+    mask = (tokens != PADDING)[..., None]
+    total = np.zeros((len(tokens), table.shape[1]), np.float32)
+    for position in range(tokens.shape[1]):  # not at once, which would take N L E floats
+        total += table[tokens[:, position]] * mask[:, position]
+    return total / np.maximum(mask.sum(1), 1)

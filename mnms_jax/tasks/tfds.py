@@ -4,7 +4,9 @@ Only the array_record format is read. Whether a data set is there is decided fro
 the import of TFDS, whose own answers are slow without a network and misleading for a broken folder.
 """
 
+import contextlib
 import http.client
+import importlib.util
 import json
 import os
 import pathlib
@@ -12,9 +14,9 @@ import queue
 import re
 import shlex
 import threading
-import urllib.parse
+import types
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,15 +86,7 @@ def load_tfds_task(name: str, data_dir: str | None, packaged: Sequence[str]) -> 
     spec = TFDS_TASKS[name]
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = pathlib.Path(data_dir or default).expanduser().absolute()
-    folder = _find_prepared(spec, root)
-    if folder is None:
-        reason = _why_unreachable(spec.url)
-        if reason is not None:
-            host = urllib.parse.urlsplit(spec.url).netloc
-            raise UserError(
-                _how_to_prepare(spec, root, f"{host} is out of reach: {reason}", packaged)
-            )
-        folder = _download(spec, root, packaged)
+    folder = _find_prepared(spec, root) or _download(spec, root, packaged)
     train, test, class_names = _read(spec, folder)
     task = _to_task(name, train, test, class_names)
     kept, held = (len(task.splits[part].texts) for part in ("train", "validation"))
@@ -116,11 +110,13 @@ def _find_prepared(spec: TfdsSpec, root: pathlib.Path) -> pathlib.Path | None:
 
 def _fault(spec: TfdsSpec, folder: pathlib.Path) -> str | None:
     """Says what keeps a version's folder from being read, or None if its files are all there."""
+    needed = ("dataset_info.json", "features.json", f"{spec.label}.labels.txt")
+    missing = [name for name in needed if not (folder / name).exists()]
+    if missing:
+        return f"{', '.join(missing)} missing"
     try:
         info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
         shards = {split["name"]: len(split.get("shardLengths", [])) for split in info["splits"]}
-    except FileNotFoundError:
-        return "dataset_info.json is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"dataset_info.json cannot be read ({type(error).__name__}: {error})"
     if not any(folder.glob("*.array_record*")):
@@ -144,7 +140,7 @@ def _broken(folder: pathlib.Path, fault: str) -> UserError:
 
 
 def _why_unreachable(url: str, timeout: float = _PROBE_SECONDS) -> str | None:
-    """Returns why a URL is out of reach, or None if its server has it; takes timeout seconds."""
+    """Returns why a file is out of reach, or None if its server has it; takes timeout seconds."""
     outcome: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def ask() -> None:
@@ -153,14 +149,14 @@ def _why_unreachable(url: str, timeout: float = _PROBE_SECONDS) -> str | None:
             with urllib.request.urlopen(request, timeout=timeout):
                 outcome.put(None)
         except (OSError, ValueError, http.client.HTTPException) as error:
-            outcome.put(str(error))
+            outcome.put(f"{url} is out of reach: {error}")
 
     # A name server that does not answer ignores the timeout, so the asking is left behind.
     threading.Thread(target=ask, daemon=True).start()
     try:
         return outcome.get(timeout=timeout)
     except queue.Empty:
-        return f"no answer within {timeout:g} seconds"
+        return f"{url} is out of reach: no answer within {timeout:g} seconds"
 
 
 def _how_to_prepare(
@@ -178,7 +174,7 @@ def _how_to_prepare(
         f"the data set {spec.dataset} is not prepared in {root / spec.dataset}{left}, "
         f"and it could not be downloaded: {reason}.\n"
         "Prepare it on a machine with a network, in any folder:\n"
-        "  pip install tensorflow-datasets array_record importlib_resources\n"
+        "  pip install tensorflow tensorflow-datasets array_record importlib_resources\n"
         f"  python -c {shlex.quote(code)}\n"
         "Then copy the folder tfds_data over and pass --data_dir=<its path here>.\n"
         f"Tasks that work right now, without a network: {', '.join(packaged)}."
@@ -186,19 +182,48 @@ def _how_to_prepare(
 
 
 def _download(spec: TfdsSpec, root: pathlib.Path, packaged: Sequence[str]) -> pathlib.Path:
-    """Lets TFDS download and prepare the data, and returns their folder."""
-    logging.info("downloading %s into %s", spec.dataset, root)
-    try:
-        import tensorflow_datasets as tfds
-        import tensorflow_datasets.text.glue  # noqa: F401  # not known to TFDS before this
+    """Downloads and prepares a data set, and returns its folder."""
+    reason, cause = _why_unreachable(spec.url), None
+    if reason is None:
+        logging.info("downloading %s into %s", spec.dataset, root)
+        try:
+            return _prepare(spec, root)
+        except Exception as error:  # of the network, the disk, the checksums, the archive, ...
+            reason, cause = f"{type(error).__name__}: {error}", error
+    raise UserError(_how_to_prepare(spec, root, reason, packaged)) from cause
 
-        builder = tfds.builder(spec.dataset, data_dir=root, file_format="array_record")
-        config = tfds.download.DownloadConfig(try_download_gcs=False)
+
+def _prepare(spec: TfdsSpec, root: pathlib.Path) -> pathlib.Path:
+    import tensorflow_datasets as tfds
+    import tensorflow_datasets.text.glue  # TFDS knows no GLUE before this
+
+    builder = tfds.builder(spec.dataset, data_dir=root, file_format="array_record")
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    with _archives_without_tensorflow():
         builder.download_and_prepare(download_config=config)
-    except Exception as error:  # of the network, the disk, the checksums, the archive, ...
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(_how_to_prepare(spec, root, reason, packaged)) from error
     return pathlib.Path(builder.data_dir)
+
+
+@contextlib.contextmanager
+def _archives_without_tensorflow() -> Iterator[None]:
+    """Lets TFDS unpack archives by Python's own `open`, where there is no TensorFlow.
+
+    Its extractor takes nothing from TensorFlow but these two functions.
+    """
+    if importlib.util.find_spec("tensorflow") is not None:
+        yield
+        return
+    from tensorflow_datasets.core.download import extractor
+
+    original = extractor.tf
+    extractor.tf = types.SimpleNamespace(
+        compat=types.SimpleNamespace(as_text=str),
+        io=types.SimpleNamespace(gfile=types.SimpleNamespace(GFile=open)),
+    )
+    try:
+        yield
+    finally:
+        extractor.tf = original
 
 
 def _read(spec: TfdsSpec, folder: pathlib.Path) -> tuple[Split, Split, tuple[str, ...]]:

@@ -1,0 +1,1 @@
+"""Experiments as absl-flag modules: python -m experiments.multitask --help."""

@@ -1,0 +1,323 @@
+"""Wide-and-deep text children, and their search space.
+
+The decisions are those of Houlsby et al. (2019, arXiv:1902.00751, appendix), which continue
+Wong et al. (2018): a deep tower over word embeddings (mean pooling, optionally a convolution too)
+and a wide, linear tower over n-grams (Cheng et al. 2016, arXiv:1606.07792). We add the optimiser.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from mnms_jax.children.layers import (
+    ACTIVATIONS,
+    NORMALIZATIONS,
+    Normalize,
+    activate,
+    activation_coefficients,
+    dropout,
+)
+from mnms_jax.space import Decision, SearchSpace
+from mnms_jax.types import (
+    AnyArray,
+    Array,
+    ChildFamily,
+    ChildModel,
+    ChildSpec,
+    Choice,
+    OptimizerSettings,
+    Params,
+    PRNGKey,
+    UserError,
+)
+
+
+class TextSizes(NamedTuple):
+    """Bounds on the inputs of text children."""
+
+    vocabulary: int  # V, rows of a word table: padding, unknown, then the commonest words
+    length: int  # most words of a text
+    ngrams: int  # rows of the wide tower's weights
+    hashed: int  # rows of a table of hashed n-grams
+
+
+class TextPreprocessing(NamedTuple):
+    """How texts become tokens."""
+
+    lowercase: bool
+    strip: bool  # only words count, no punctuation
+
+
+class TextArchitecture(NamedTuple):
+    """What chooses the compiled program of a text child."""
+
+    embedding: str  # name of the module
+    rows: int  # V, of the table
+    size: int  # E, length of an embedding
+    pretrained: bool  # the table comes with the data
+    trained: bool  # the table is a parameter
+    hashed: bool  # the sequence is of hashed n-grams, not words
+    conv_widths: tuple[int, ...]
+    conv_filters: int
+    hidden_layers: int
+    hidden_size: int
+    ngrams: int  # rows of the wide tower's weights
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the mean of the embeddings never changes, so that the data holds it."""
+        return not self.trained and not self.conv_widths
+
+    def __str__(self) -> str:
+        table = self.embedding or f"{'hashed' if self.hashed else 'random'}{self.size}"
+        conv = f" conv{'+'.join(map(str, self.conv_widths))}x{self.conv_filters}"
+        hidden = f" {self.hidden_layers}x{self.hidden_size}" if self.hidden_layers else " linear"
+        frozen = "" if self.trained else " frozen"
+        return table + frozen + conv * bool(self.conv_widths) + hidden
+
+
+class TextHyperparameters(NamedTuple):
+    """What the program of a text child takes as traced inputs."""
+
+    conv_activation: AnyArray  # [7], see layers.ACTIVATIONS
+    conv_normalization: AnyArray  # index into layers.NORMALIZATIONS
+    conv_dropout: AnyArray
+    conv_embedding_dropout: AnyArray
+    hidden_activation: AnyArray  # [7]
+    normalization: AnyArray  # index into layers.NORMALIZATIONS
+    hidden_dropout: AnyArray
+
+
+class TextBatch(NamedTuple):
+    """Inputs of a text child; its architecture uses either of the first two, the other is None."""
+
+    pooled: AnyArray | None  # [B, E], mean embedding of the words
+    tokens: AnyArray | None  # int32 [B, L], 0 is padding
+    ngrams: AnyArray  # int32 [B, W], hashed n-grams
+    weights: AnyArray  # [B, W], their TF-IDF
+
+
+PRESETS: dict[str, TextSizes] = {
+    "cpu": TextSizes(vocabulary=8192, length=48, ngrams=2**15, hashed=2**13),
+    "full": TextSizes(vocabulary=2**15, length=256, ngrams=2**18, hashed=2**16),
+}
+_RANDOM_SIZES = {"cpu": (16, 32), "full": (32, 64, 128)}
+_HASHED_SIZES = {"cpu": (32,), "full": (32, 64)}
+
+
+def make_text_family(
+    preset: str = "cpu", pretrained: Mapping[str, int] | None = None
+) -> ChildFamily:
+    """Returns the text children of a preset.
+
+    Args:
+      preset: "full" (all choices) or "cpu" (the same decisions with fewer and lighter choices, for
+        children that train in about a second on two cores).
+      pretrained: length E of each pre-trained embedding by name; {"glove50": 50} by default.
+
+    Raises:
+      UserError: an unknown preset, or a pre-trained embedding called like a built-in one.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"space {preset!r} is unknown; there are {', '.join(sorted(PRESETS))}")
+    pretrained = {"glove50": 50} if pretrained is None else dict(pretrained)
+    sizes = PRESETS[preset]
+    tables = {f"random{size}": (sizes.vocabulary, size, False) for size in _RANDOM_SIZES[preset]}
+    tables |= {f"hashed{size}": (sizes.hashed, size, True) for size in _HASHED_SIZES[preset]}
+    for name in pretrained:
+        if name in tables:
+            raise UserError(f"embedding name {name!r} is taken; call it otherwise")
+    modules = {
+        **{name: (sizes.vocabulary, size, False) for name, size in pretrained.items()},
+        **tables,
+    }
+    space = SearchSpace(_decisions(preset == "cpu", tuple(modules), tuple(pretrained)))
+
+    def make_spec(design: Mapping[str, Choice]) -> ChildSpec:
+        name = str(design["embedding"])
+        rows, size, hashed = modules[name]
+        architecture = TextArchitecture(
+            embedding=name if name in pretrained else "",
+            rows=rows,
+            size=size,
+            pretrained=name in pretrained,
+            trained=bool(design.get("fine_tune", True)),
+            hashed=hashed,
+            conv_widths=tuple(range(2, int(design.get("conv_max_ngram", 1)) + 1)),
+            conv_filters=int(design.get("conv_filters", 0)),
+            hidden_layers=int(design["hidden_layers"]),
+            hidden_size=int(design.get("hidden_size", 0)),
+            ngrams=sizes.ngrams,
+        )
+        return ChildSpec(
+            architecture,
+            TextPreprocessing(bool(design["lowercase"]), bool(design["strip"])),
+            _hyperparameters(design),
+            _optimizers(design),
+            int(design["samples"]),
+        )
+
+    return ChildFamily(space, make_spec, make_text_model)
+
+
+def make_text_model(architecture: Hashable, num_classes: int) -> ChildModel:
+    """Returns the child of an architecture.
+
+    Its constants are the pre-trained table [V, E], or None where it isn't used.
+    """
+    assert isinstance(architecture, TextArchitecture)
+    module = _WideAndDeep(architecture, num_classes)
+
+    def init(key: PRNGKey, batch: Any, constants: Any, hyperparameters: Any) -> Params:
+        return module.init(key, batch, constants, hyperparameters, None)
+
+    def apply(
+        variables: Params, batch: Any, constants: Any, hyperparameters: Any, seed: Array | None
+    ) -> tuple[Array, Params]:
+        mutable = ["batch_stats"] if seed is not None else []
+        inputs = (batch, constants, hyperparameters, seed)
+        logits, updated = module.apply(variables, *inputs, mutable=mutable)
+        return logits, updated.get("batch_stats", {})
+
+    return ChildModel(init, apply)
+
+
+class _WideAndDeep(nn.Module):
+    architecture: TextArchitecture
+    num_classes: int
+
+    def setup(self) -> None:
+        self.wide = _WideTower(self.architecture.ngrams, self.num_classes)
+        self.deep = _DeepTower(self.architecture, self.num_classes)
+
+    def __call__(
+        self, batch: TextBatch, table: Array | None, hyper: TextHyperparameters, seed: Array | None
+    ) -> Array:
+        return self.wide(batch) + self.deep(batch, table, hyper, seed)
+
+
+class _WideTower(nn.Module):
+    rows: int
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, batch: TextBatch) -> Array:
+        table = self.param("table", nn.initializers.zeros, (self.rows, self.num_classes))
+        bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
+        return jnp.einsum("bw,bwc->bc", batch.weights, table[batch.ngrams]) + bias
+
+
+class _DeepTower(nn.Module):
+    architecture: TextArchitecture
+    num_classes: int
+
+    @nn.compact
+    def __call__(
+        self, batch: TextBatch, table: Array | None, hyper: TextHyperparameters, seed: Array | None
+    ) -> Array:
+        arch = self.architecture
+        x = batch.pooled if arch.pooled else self._embed(batch.tokens, table, hyper, seed)
+        for layer in range(arch.hidden_layers):
+            x = nn.Dense(arch.hidden_size, name=f"hidden{layer}")(x)
+            normalize = Normalize(name=f"norm{layer}")
+            x = normalize(x, hyper.normalization, train=seed is not None)
+            x = activate(x, hyper.hidden_activation)
+            x = dropout(x, hyper.hidden_dropout, seed, layer)
+        # [C, H], since only a draw's leading axis may be padded without changing the draw.
+        kernel = self.param(
+            "output", nn.initializers.lecun_normal(1, 0), (self.num_classes, x.shape[-1])
+        )
+        return x @ kernel.T
+
+    def _embed(
+        self, tokens: Array, table: Array | None, hyper: TextHyperparameters, seed: Array | None
+    ) -> Array:
+        """Returns the mean embedding, and the convolutions' maxima over the text."""
+        arch = self.architecture
+        if arch.trained:
+            draw = nn.initializers.normal(0.1)
+            start = (lambda key: table) if arch.pretrained else draw
+            shape = () if arch.pretrained else ((arch.rows, arch.size),)
+            table = self.param("table", start, *shape)
+        mask = (tokens > 0).astype(jnp.float32)[..., None]
+        embedded = table[tokens] * mask
+        count = jnp.maximum(jnp.sum(mask, 1), 1.0)
+        features = [jnp.sum(embedded, 1) / count]
+        embedded = dropout(embedded, hyper.conv_embedding_dropout, seed, 100)
+        for width in arch.conv_widths:
+            num_windows = tokens.shape[1] - width + 1
+            windows = [embedded[:, i : i + num_windows] for i in range(width)]
+            y = nn.Dense(arch.conv_filters, name=f"conv{width}")(jnp.concatenate(windows, -1))
+            normalize = Normalize(name=f"conv_norm{width}")
+            y = normalize(y, hyper.conv_normalization, train=seed is not None)
+            y = activate(y, hyper.conv_activation)
+            # The first window counts even in an empty text, so that the maximum is finite.
+            inside = mask[:, :num_windows].at[:, 0].set(1.0)
+            y = jnp.max(jnp.where(inside > 0, y, -jnp.inf), 1)
+            features.append(dropout(y, hyper.conv_dropout, seed, 100 + width))
+        return jnp.concatenate(features, -1)
+
+
+def _hyperparameters(design: Mapping[str, Choice]) -> TextHyperparameters:
+    def number(name: str) -> np.float32:
+        return np.float32(design.get(name, 0.0))
+
+    return TextHyperparameters(
+        conv_activation=activation_coefficients(str(design.get("conv_activation", "relu"))),
+        conv_normalization=np.int32(NORMALIZATIONS.index("batch") * number("conv_batch_norm")),
+        conv_dropout=number("conv_dropout"),
+        conv_embedding_dropout=number("conv_embedding_dropout"),
+        hidden_activation=activation_coefficients(str(design.get("hidden_activation", "relu"))),
+        normalization=np.int32(NORMALIZATIONS.index(str(design.get("normalization", "none")))),
+        hidden_dropout=number("hidden_dropout"),
+    )
+
+
+def _optimizers(design: Mapping[str, Choice]) -> dict[str, OptimizerSettings]:
+    return {
+        tower: OptimizerSettings(
+            str(design["optimizer"]),
+            float(design[f"{tower}_learning_rate"]),
+            float(design[f"{tower}_regularization"]),
+        )
+        for tower in ("deep", "wide")
+    }
+
+
+def _decisions(cpu: bool, embeddings: tuple[str, ...], pretrained: Sequence[str]) -> list[Decision]:
+    conv: dict[str, tuple[Choice, ...]] = {"convolution": (True,)}
+    activations = ("relu", "swish", "tanh") if cpu else tuple(ACTIVATIONS)
+    dropouts = (0.0, 0.2, 0.5) if cpu else (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+    layers = (0, 1, 2) if cpu else (0, 1, 2, 3, 5)
+    hidden: dict[str, tuple[Choice, ...]] = {"hidden_layers": layers[1:]}
+    rates = (0.001, 0.005, 0.02, 0.1) if cpu else (0.001, 0.005, 0.01, 0.05, 0.1, 0.5)
+    samples = (10_000, 20_000, 50_000) if cpu else (100_000, 200_000, 500_000, 1_000_000, 2_000_000)
+    table = [
+        Decision("embedding", embeddings),
+        Decision("fine_tune", (False, True), {"embedding": tuple(pretrained)}),
+        Decision("lowercase", (True, False)),
+        Decision("strip", (True, False)),
+        Decision("convolution", (False, True)),
+        Decision("conv_activation", activations, conv),
+        Decision("conv_batch_norm", (False, True), conv),
+        Decision("conv_max_ngram", (2, 3), conv),
+        Decision("conv_dropout", dropouts, conv),
+        Decision("conv_filters", (16, 32) if cpu else (50, 100, 150, 200), conv),
+        Decision("conv_embedding_dropout", dropouts, conv),
+        Decision("hidden_layers", layers),
+        Decision("hidden_size", (64, 128) if cpu else (64, 128, 256), hidden),
+        Decision("hidden_activation", activations, hidden),
+        Decision("normalization", NORMALIZATIONS, hidden),
+        Decision("hidden_dropout", dropouts, hidden),
+        Decision("optimizer", ("sgd", "adam", "adagrad")),
+        Decision("deep_learning_rate", rates),
+        Decision("deep_regularization", (0.0, 1e-4, 1e-3, 1e-2)),
+        Decision("wide_learning_rate", rates),
+        Decision("wide_regularization", (0.0, 1e-4, 1e-3, 1e-2)),
+        Decision("samples", samples),
+    ]
+    # Without a pre-trained embedding there is nothing to fine-tune.
+    return [decision for decision in table if decision.name != "fine_tune" or pretrained]

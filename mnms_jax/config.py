@@ -1,0 +1,119 @@
+"""One frozen dataclass describes a run; its fields are the experiments' flags."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from absl import flags
+
+from mnms_jax.types import UserError
+
+
+def _option(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help_text, "choices": choices})
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A multitask search. The metadata of each field says what it means."""
+
+    tasks: tuple[str, ...] = _option(("vader_movie", "vader_amazon"), "Tasks to search on.")
+    num_trials: int = _option(64, "Trials on each task.")
+    round_size: int = _option(
+        16, "Children trained between two updates of the controller, all tasks together."
+    )
+    space: str = _option("cpu", "Search space.", ("cpu", "full"))
+    learner: str = _option("ppo", "How the controller learns.", ("ppo", "reinforce", "random"))
+    advantage: str = _option(
+        "rank",
+        "Rewards against the task's baseline: relative, as published; over the moving standard "
+        "deviation; or as ranks.",
+        ("relative", "std", "rank"),
+    )
+    seed: int = _option(0, "Seed of everything random but the splits of the data.")
+    workdir: str = _option("runs/multitask", "Folder of the results; the same one resumes.")
+    data_dir: str = _option("", "Folder of prepared TFDS data; empty: TFDS's own default.")
+    time_limit: float = _option(0.0, "Seconds after which no round is begun; 0: no limit.")
+    save_controller: bool = _option(True, "Save the controller for transfer in WORKDIR/controller.")
+    compare_random: bool = _option(True, "Run random search too, at the same number of trials.")
+    embeddings: tuple[str, ...] = _option(
+        (), "More pre-trained embeddings as name=path: GloVe or word2vec text, or .npz."
+    )
+    num_workers: int = _option(2, "Threads that compile and train children at once.")
+
+    def __post_init__(self) -> None:
+        """Checks what the flags' types can't.
+
+        Raises:
+          UserError: no or repeated tasks, a number out of range, an unknown choice, or an embedding
+            that is not name=path.
+        """
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise UserError(f"--tasks={','.join(self.tasks)}: name at least one task, each once")
+        for name in ("num_trials", "round_size", "num_workers"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}={getattr(self, name)}: must be at least 1")
+        if not self.time_limit >= 0:
+            raise UserError(f"--time_limit={self.time_limit}: must not be negative")
+        for field in dataclasses.fields(self):
+            choices, value = field.metadata["choices"], getattr(self, field.name)
+            if choices and value not in choices:
+                raise UserError(f"--{field.name}={value}: must be one of {', '.join(choices)}")
+        for entry in self.embeddings:
+            name, separator, path = entry.partition("=")
+            if not (name and separator and path):
+                raise UserError(f"--embeddings={entry}: must be name=path")
+
+    @property
+    def trials_per_task(self) -> int:
+        """Trials that a round makes on each task."""
+        return -(-self.round_size // len(self.tasks))
+
+    @property
+    def embedding_files(self) -> Mapping[str, str]:
+        """Paths of the user's own embeddings by name."""
+        pairs = (entry.partition("=") for entry in self.embeddings)
+        return {name: path for name, _, path in pairs}
+
+
+# A resumed search may have other values of these: they don't change any trial.
+RESUMABLE = (
+    "num_trials",
+    "time_limit",
+    "save_controller",
+    "compare_random",
+    "num_workers",
+    "data_dir",
+)
+
+
+def define_flags(**defaults: Any) -> None:
+    """Defines an absl flag for every field of Config; defaults replace the fields' own."""
+    for field in dataclasses.fields(Config):
+        default = defaults.get(field.name, field.default)
+        help_text, choices = field.metadata["help"], field.metadata["choices"]
+        if choices:
+            flags.DEFINE_enum(field.name, default, choices, help_text)
+        elif isinstance(field.default, tuple):
+            flags.DEFINE_list(field.name, list(default), help_text)
+        elif isinstance(field.default, bool):
+            flags.DEFINE_boolean(field.name, default, help_text)
+        elif isinstance(field.default, int):
+            flags.DEFINE_integer(field.name, default, help_text)
+        elif isinstance(field.default, float):
+            flags.DEFINE_float(field.name, default, help_text)
+        else:
+            flags.DEFINE_string(field.name, default, help_text)
+
+
+def config_from_flags() -> Config:
+    """Returns the configuration that the parsed flags give.
+
+    Raises:
+      UserError: see Config.
+    """
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(Config):
+        value = flags.FLAGS[field.name].value
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return Config(**values)

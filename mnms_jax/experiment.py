@@ -1,0 +1,235 @@
+"""A whole experiment: from a configuration to the best children, tested, exported and tabled."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import pathlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import rich.console
+from absl import logging
+
+from mnms_jax.advantage import ADVANTAGES
+from mnms_jax.children.text import PRESETS, TextArchitecture, TextPreprocessing, make_text_family
+from mnms_jax.config import RESUMABLE, Config
+from mnms_jax.controller import choice_frequencies, make_policy, make_random_policy
+from mnms_jax.export import SavedController, TextChild, save_child, save_controller
+from mnms_jax.learner import make_null_learner, make_ppo_learner, make_reinforce_learner
+from mnms_jax.report import (
+    Finalists,
+    Specialization,
+    TaskSummary,
+    find_specialization,
+    print_summary,
+    summary_json,
+    top_records,
+)
+from mnms_jax.run import Budget, RoundSetup, run_rounds
+from mnms_jax.search import Search, SearchState, make_search
+from mnms_jax.store import TrialRecord, Workdir, open_workdir, write_json
+from mnms_jax.tasks.embeddings import glove50, load_word_vectors
+from mnms_jax.tasks.inputs import TextInputs
+from mnms_jax.tasks.reference import tfidf_logistic_regression
+from mnms_jax.tasks.registry import load_tasks
+from mnms_jax.tracking import Tracker
+from mnms_jax.training.fit import Request, Trainer
+from mnms_jax.types import ChildFamily, Policy, Task
+
+
+class Bench(NamedTuple):
+    """What every search of an experiment shares: tasks, children, and who trains them."""
+
+    tasks: tuple[Task, ...]
+    family: ChildFamily
+    inputs: TextInputs
+    trainer: Trainer
+
+
+def make_bench(config: Config) -> Bench:
+    """Returns the tasks and the trainer that a configuration names.
+
+    Raises:
+      UserError: an unknown task, data that can't be had, or an embedding file that can't be read.
+    """
+    own = {name: load_word_vectors(path) for name, path in config.embedding_files.items()}
+    lengths = {"glove50": 50, **{name: v.vectors.shape[1] for name, v in own.items()}}
+    family = make_text_family(config.space, lengths)
+    tasks = load_tasks(config.tasks, config.data_dir or None)
+    loaders = {"glove50": glove50, **{name: lambda v=v: v for name, v in own.items()}}
+    inputs = TextInputs(tasks, PRESETS[config.space], loaders)
+    trainer = Trainer(
+        family,
+        inputs.child_data,
+        num_classes=inputs.num_classes,
+        seed=config.seed,
+        num_workers=config.num_workers,
+    )
+    return Bench(tasks, family, inputs, trainer)
+
+
+def make_search_from(config: Config, bench: Bench) -> tuple[Policy, Search]:
+    """Returns the policy and the search that a configuration names."""
+    space, num_tasks = bench.family.space, len(bench.tasks)
+    advantage = ADVANTAGES[config.advantage]
+    if config.learner == "random":
+        policy, learner = make_random_policy(space), make_null_learner()
+    else:
+        policy = make_policy(space, num_tasks)
+        make = make_ppo_learner if config.learner == "ppo" else make_reinforce_learner
+        learner = make(policy, advantage=advantage)
+    search = make_search(
+        space, policy, learner, num_tasks=num_tasks, trials_per_task=config.trials_per_task
+    )
+    return policy, search
+
+
+def run_experiment(config: Config) -> dict:
+    """Searches, tests the best children once, and writes all that was found into the workdir.
+
+    Returns:
+      The final table as plain JSON data, as summary.json in the workdir has it.
+
+    Raises:
+      UserError: a mistake in the configuration, missing data, or a workdir of another search.
+    """
+    with contextlib.ExitStack() as stack:
+        bench = make_bench(config)
+        path = pathlib.Path(config.workdir)
+        workdir = stack.enter_context(_open(path, config, bench))
+        compare = config.compare_random and config.learner != "random"
+        limit = (config.time_limit or float("inf")) / (2 if compare else 1)
+        policy, state = _search(config, bench, workdir, limit)
+        records, random_records = workdir.log.records, None
+        if compare:
+            fewest = min(sum(r.task == task.name for r in records) for task in bench.tasks)
+            rival = dataclasses.replace(config, learner="random", num_trials=max(fewest, 1))
+            random_workdir = stack.enter_context(_open(path / "random", rival, bench))
+            _search(rival, bench, random_workdir, limit)
+            random_records = random_workdir.log.records
+        return _conclude(config, bench, path, policy, state, records, random_records)
+
+
+def _open(path: pathlib.Path, config: Config, bench: Bench) -> contextlib.AbstractContextManager:
+    fields = dataclasses.asdict(config)
+    del fields["workdir"]  # a folder may be moved
+    identity = {
+        **fields,
+        "search_space": bench.family.space.fingerprint,
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("mnms_jax", "jax", "flax", "optax")
+        },
+    }
+    return open_workdir(path, identity, (*RESUMABLE, "versions"))
+
+
+def _search(
+    config: Config, bench: Bench, workdir: Workdir, limit: float
+) -> tuple[Policy, SearchState]:
+    policy, search = make_search_from(config, bench)
+    setup = RoundSetup(
+        bench.family.space,
+        tuple(task.name for task in bench.tasks),
+        search,
+        bench.trainer,
+        Budget(config.num_trials, time.monotonic() + limit),
+    )
+    state = search.init(jax.random.key(config.seed))
+    with Tracker(workdir.path / "tensorboard") as tracker:
+        return policy, run_rounds(setup, state, workdir, tracker, config.learner)
+
+
+def _conclude(
+    config: Config,
+    bench: Bench,
+    path: pathlib.Path,
+    policy: Policy,
+    state: SearchState,
+    records: Sequence[TrialRecord],
+    random_records: Sequence[TrialRecord] | None,
+) -> dict:
+    space = bench.family.space
+    summaries = []
+    for task_id, task in enumerate(bench.tasks):
+        logging.info("testing the best children on %s", task.name)
+        finalists = _test(bench, task_id, records, path / "best" / task.name)
+        random = _test(bench, task_id, random_records) if random_records is not None else None
+        summaries.append(TaskSummary(task.name, finalists, random, tfidf_logistic_regression(task)))
+    frequencies = {
+        task.name: choice_frequencies(policy, space, state.params, jax.random.key(0), task_id)
+        for task_id, task in enumerate(bench.tasks)
+    }
+    specialization = find_specialization(space, frequencies)
+    if config.save_controller and config.learner != "random":
+        saved = SavedController(tuple(t.name for t in bench.tasks), space, state.params)
+        save_controller(path / "controller", saved)
+    summary = summary_json(summaries, specialization)
+    write_json(path / "summary.json", summary)
+    _print(config, path, summaries, specialization)
+    return summary
+
+
+def _test(
+    bench: Bench, task_id: int, records: Sequence[TrialRecord], best: pathlib.Path | None = None
+) -> Finalists:
+    """Tests a task's best children; saves the first one into `best`."""
+    task = bench.tasks[task_id]
+    test = task.splits["test"]
+    top = top_records(records, task.name)
+    accuracies = []
+    for record, child in zip(top, _retrain(bench, task_id, top), strict=True):
+        predicted = child.predict_proba(test.texts).argmax(-1)
+        accuracies.append(float(np.mean(predicted == test.labels)))
+        if best is not None and record is top[0]:
+            save_child(best, child)
+    return Finalists(top, tuple(accuracies))
+
+
+def _retrain(bench: Bench, task_id: int, records: Sequence[TrialRecord]) -> Iterator[TextChild]:
+    """Yields the children of trials, trained again exactly as they were then."""
+    task = bench.tasks[task_id]
+    for record in records:
+        outcome, variables = bench.trainer.fit(
+            Request(task_id, task.name, record.trial, record.decisions)
+        )
+        if float(outcome.accuracy) != record.reward:
+            logging.warning(
+                "trial %d of %s had reward %s and has %s now: another machine or version?",
+                record.trial,
+                task.name,
+                record.reward,
+                float(outcome.accuracy),
+            )
+        spec = bench.family.make_spec(record.decisions)
+        architecture, preprocessing = spec.architecture, spec.preprocessing
+        assert isinstance(architecture, TextArchitecture)
+        assert isinstance(preprocessing, TextPreprocessing)
+        yield TextChild(
+            task.name,
+            task.class_names,
+            record.decisions,
+            architecture,
+            spec.hyperparameters,
+            bench.inputs.encoder(task_id, preprocessing),
+            bench.inputs.table(task_id, preprocessing, architecture),
+            variables,
+        )
+
+
+def _print(
+    config: Config,
+    path: pathlib.Path,
+    summaries: Sequence[TaskSummary],
+    specialization: Sequence[Specialization],
+) -> None:
+    console = rich.console.Console()
+    print_summary(summaries, specialization, console)
+    written = ["trials.jsonl", "summary.json", "best/TASK", "tensorboard", "checkpoints"]
+    if config.save_controller and config.learner != "random":
+        written.append("controller")
+    if config.compare_random and config.learner != "random":
+        written.append("random (the same for random search)")
+    console.print(f"written to {path.absolute()}: {', '.join(written)}", soft_wrap=True)

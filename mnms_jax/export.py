@@ -1,0 +1,150 @@
+"""What a search is for, as folders: its best children, and its controller."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mnms_jax.children.text import (
+    TextArchitecture,
+    TextHyperparameters,
+    TextPreprocessing,
+    make_text_model,
+)
+from mnms_jax.space import SearchSpace
+from mnms_jax.store import write_json
+from mnms_jax.tasks.text import TextEncoder, encode, make_batch
+from mnms_jax.training.program import predict
+from mnms_jax.types import Choice, Params, UserError
+
+
+class TextChild(NamedTuple):
+    """A trained text child."""
+
+    task: str
+    class_names: tuple[str, ...]
+    decisions: dict[str, Choice]
+    architecture: TextArchitecture
+    hyperparameters: TextHyperparameters
+    encoder: TextEncoder
+    table: np.ndarray | None  # float32 [V, E], pre-trained embeddings
+    variables: Params
+
+    def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns the classes' probabilities for N texts, float32 [N, number of classes]."""
+        if not texts:
+            return np.zeros((0, len(self.class_names)), np.float32)
+        batch = make_batch(encode(self.encoder, texts), self.architecture, self.table)
+        num_outputs = self.variables["params"]["wide"]["bias"].size
+        model = make_text_model(self.architecture, num_outputs)
+        logits = jax.jit(predict, static_argnums=0)(
+            model, self.variables, batch, None if self.architecture.pooled else self.table, self.hyperparameters
+        )
+        # Outputs beyond the task's classes are there because other tasks had more.
+        return np.asarray(jax.nn.softmax(logits[:, : len(self.class_names)]))
+
+    def predict(self, texts: Sequence[str]) -> list[str]:
+        """Returns the likeliest class's name for each text."""
+        return [self.class_names[i] for i in self.predict_proba(texts).argmax(-1)]
+
+
+def save_child(path: pathlib.Path, child: TextChild) -> None:
+    """Writes a child into a folder, in place of the one that was there."""
+    path.mkdir(parents=True, exist_ok=True)
+    arrays = {"variables": child.variables, "idf": child.encoder.idf}
+    if child.table is not None:
+        arrays["table"] = child.table
+    _save_arrays(path, arrays)
+    write_json(
+        path / "child.json",
+        {
+            "task": child.task,
+            "class_names": child.class_names,
+            "decisions": child.decisions,
+            "architecture": child.architecture._asdict(),
+            "hyperparameters": {k: v.tolist() for k, v in child.hyperparameters._asdict().items()},
+            "preprocessing": child.encoder.preprocessing._asdict(),
+            "length": child.encoder.length,
+            "vocabulary": child.encoder.vocabulary,
+        },
+    )
+
+
+def load_child(path: str | pathlib.Path) -> TextChild:
+    """Returns the child that `save_child` wrote into a folder, e.g. WORKDIR/best/TASK.
+
+    Raises:
+      UserError: the folder holds no child.
+    """
+    data, arrays = _load(pathlib.Path(path), "child")
+    architecture: dict[str, Any] = data["architecture"]
+    architecture["conv_widths"] = tuple(architecture["conv_widths"])
+    hyperparameters: dict[str, Any] = {
+        name: np.asarray(value, np.int32 if name.endswith("normalization") else np.float32)
+        for name, value in data["hyperparameters"].items()
+    }
+    return TextChild(
+        task=data["task"],
+        class_names=tuple(data["class_names"]),
+        decisions=data["decisions"],
+        architecture=TextArchitecture(**architecture),
+        hyperparameters=TextHyperparameters(**hyperparameters),
+        encoder=TextEncoder(
+            TextPreprocessing(**data["preprocessing"]),
+            data["length"],
+            tuple(data["vocabulary"]),
+            np.asarray(arrays["idf"]),
+        ),
+        table=arrays.get("table"),
+        variables=arrays["variables"],
+    )
+
+
+class SavedController(NamedTuple):
+    """A controller as it was when its search ended."""
+
+    task_names: tuple[str, ...]  # row t of the task embeddings belongs to task t
+    space: SearchSpace
+    params: Params  # of the policy that `make_policy` gives for this space and these tasks
+
+
+def save_controller(path: pathlib.Path, controller: SavedController) -> None:
+    """Writes a controller into a folder, in place of the one that was there."""
+    path.mkdir(parents=True, exist_ok=True)
+    _save_arrays(path, controller.params)
+    write_json(
+        path / "controller.json",
+        {
+            "task_names": controller.task_names,
+            "space": controller.space.to_json(),
+            "fingerprint": controller.space.fingerprint,
+        },
+    )
+
+
+def load_controller(path: str | pathlib.Path) -> SavedController:
+    """Returns the controller that a search saved, e.g. in WORKDIR/controller.
+
+    Raises:
+      UserError: the folder holds no controller.
+    """
+    data, params = _load(pathlib.Path(path), "controller")
+    return SavedController(tuple(data["task_names"]), SearchSpace.from_json(data["space"]), params)
+
+
+def _save_arrays(path: pathlib.Path, arrays: Any) -> None:
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((path / "arrays").absolute(), arrays, force=True)
+
+
+def _load(path: pathlib.Path, kind: str) -> tuple[dict[str, Any], Any]:
+    try:
+        data = json.loads((path / f"{kind}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} holds no {kind} that can be read: {error}") from error
+    with ocp.StandardCheckpointer() as checkpointer:
+        return data, checkpointer.restore((path / "arrays").absolute())

@@ -1,0 +1,202 @@
+"""The straight line of a run: rounds of ask, train and tell, with everything kept on disk."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from mnms_jax.learner import Metrics
+from mnms_jax.search import Proposal, Search, SearchState
+from mnms_jax.space import SearchSpace
+from mnms_jax.store import TrialLog, TrialRecord, Workdir
+from mnms_jax.tracking import Progress, Tracker
+from mnms_jax.training.fit import Request, Trainer, TrialResult
+from mnms_jax.types import Choice, UserError
+
+
+class Budget(NamedTuple):
+    """When a search ends."""
+
+    num_trials: int  # on each task
+    deadline: float = float("inf")  # time.monotonic() after which no round is begun
+
+
+class RoundSetup(NamedTuple):
+    """What stays the same over the rounds of a search."""
+
+    space: SearchSpace
+    task_names: tuple[str, ...]
+    search: Search
+    trainer: Trainer
+    budget: Budget
+
+
+def run_rounds(
+    setup: RoundSetup, state: SearchState, workdir: Workdir, tracker: Tracker, label: str
+) -> SearchState:
+    """Searches until the budget is spent; goes on from what the workdir holds.
+
+    Every trial is on the disk before the next one of its round is written, and every state before
+    the next round begins. Trials that the log already holds are not trained again, so that a
+    search that was killed at any moment ends with the trials of one that was not.
+
+    Args:
+      setup: the search, its tasks and its budget.
+      state: the state at the start, used when the workdir holds none.
+      workdir: where trials and states are kept.
+      tracker: shows the progress.
+      label: what the progress calls this search.
+
+    Returns:
+      The state after the last whole round.
+    """
+    restored = workdir.checkpoints.restore(state)
+    state = state if restored is None else restored
+    start, num_before = time.monotonic(), len(workdir.log.records)
+    num_rounds = -(-setup.budget.num_trials // _trials_per_task(setup, state))
+    for round_index in range(int(state.step), num_rounds):
+        if time.monotonic() > setup.budget.deadline:
+            break
+        proposal = setup.search.ask(state)
+        records = _train_round(setup, proposal, round_index, workdir.log)
+        metrics: Metrics = {}
+        if len(records) == len(proposal.task_ids):  # else the budget cuts this round short
+            rewards = [np.nan if r.reward is None else r.reward for r in records]
+            state, metrics = setup.search.tell(state, proposal, jnp.asarray(rewards, jnp.float32))
+            workdir.checkpoints.save(round_index + 1, state)
+        rounds = (round_index + 1, num_rounds)
+        num_new = len(workdir.log.records) - num_before
+        seconds = time.monotonic() - start
+        tracker.show(
+            _progress(setup, workdir.log.records, rounds, label, seconds, num_new, metrics)
+        )
+    return state
+
+
+def _trials_per_task(setup: RoundSetup, state: SearchState) -> int:
+    return len(setup.search.ask(state).task_ids) // len(setup.task_names)
+
+
+def _train_round(
+    setup: RoundSetup, proposal: Proposal, round_index: int, log: TrialLog
+) -> list[TrialRecord]:
+    """Returns the round's trials in order, from the log where it holds them, else trained."""
+    requests = [
+        request
+        for request in _requests(setup, proposal, round_index)
+        if request.trial < setup.budget.num_trials
+    ]
+    logged = {(record.task, record.trial): record for record in log.records}
+    records: list[TrialRecord | None] = []
+    for request in requests:
+        record = logged.get((request.task_name, request.trial))
+        if record is not None and record.decisions != dict(request.design):
+            raise UserError(
+                f"trial {record.trial} of {record.task} in the log has another design than this "
+                "search gives it; the log was edited, or written by another version"
+            )
+        records.append(record)
+    num_logged = sum(record is not None for record in records)
+    if None in records[:num_logged]:
+        raise UserError("the log lacks a trial before others of its round; it was edited")
+    new = _train_new(setup.trainer, requests[num_logged:], _known_results(log), round_index)
+    for record in new:
+        log.append([record])
+        records[num_logged] = record
+        num_logged += 1
+    return [record for record in records if record is not None]
+
+
+def _train_new(
+    trainer: Trainer,
+    requests: Sequence[Request],
+    known: dict[str, tuple[int, TrialResult]],
+    round_index: int,
+) -> Iterator[TrialRecord]:
+    """Yields trials in the order of the requests, each as soon as all before it are there.
+
+    Args:
+      trainer: trains the designs that are new.
+      requests: what to train.
+      known: number and result of the trial that first had a design; this one's are added.
+      round_index: of this round.
+    """
+    fresh: dict[str, Request] = {}
+    for request in requests:
+        if _identity(request.task_name, request.design) not in known:
+            fresh.setdefault(_identity(request.task_name, request.design), request)
+    outcomes = trainer.train(list(fresh.values()))
+    identities = list(fresh)
+    for request in requests:
+        identity = _identity(request.task_name, request.design)
+        while identity not in known:
+            index, result = next(outcomes)
+            known[identities[index]] = (fresh[identities[index]].trial, result)
+        trial, result = known[identity]
+        if trial != request.trial:  # a repeat costs nothing
+            result = result._replace(seconds=0.0, samples=0, bucket="log")
+        design = dict(request.design)
+        yield TrialRecord(request.task_name, request.trial, design, *result, round_index)
+
+
+def _known_results(log: TrialLog) -> dict[str, tuple[int, TrialResult]]:
+    known: dict[str, tuple[int, TrialResult]] = {}
+    for record in log.records:
+        result = TrialResult(*record[3:8])
+        known.setdefault(_identity(record.task, record.decisions), (record.trial, result))
+    return known
+
+
+def _identity(task_name: str, design: Mapping[str, Choice]) -> str:
+    return json.dumps([task_name, dict(design)])
+
+
+def _requests(setup: RoundSetup, proposal: Proposal, round_index: int) -> list[Request]:
+    num_tasks = len(setup.task_names)
+    actions = np.asarray(proposal.actions)
+    first = round_index * (len(actions) // num_tasks)
+    seen = [first] * num_tasks
+    requests = []
+    for task_id, row in zip(np.asarray(proposal.task_ids).tolist(), actions, strict=True):
+        name = setup.task_names[task_id]
+        requests.append(Request(task_id, name, seen[task_id], setup.space.decode(row)))
+        seen[task_id] += 1
+    return requests
+
+
+def _progress(
+    setup: RoundSetup,
+    records: Sequence[TrialRecord],
+    rounds: tuple[int, int],
+    label: str,
+    seconds: float,
+    num_new: int,
+    metrics: Metrics,
+) -> Progress:
+    stats = setup.trainer.stats
+    speed = num_new / max(seconds, 1e-9)
+    total = setup.budget.num_trials * len(setup.task_names)
+    rewards = {
+        name: [r.reward for r in records if r.task == name and r.reward is not None]
+        for name in setup.task_names
+    }
+    last = [r for r in records if r.round == rounds[0] - 1 and r.reward is not None]
+    return Progress(
+        label=label,
+        round=rounds[0],
+        num_rounds=rounds[1],
+        trials=len(records),
+        trials_per_second=speed,
+        compile_share=stats.compile_seconds / max(stats.compile_seconds + stats.run_seconds, 1e-9),
+        num_programs=stats.programs,
+        mean_reward={
+            name: float(np.mean([r.reward for r in last if r.task == name]))
+            for name in {r.task for r in last}
+        },
+        best_reward={name: max(values) for name, values in rewards.items() if values},
+        scalars={name: float(value) for name, value in metrics.items()},
+        seconds_left=(total - len(records)) / speed if speed else float("nan"),
+    )

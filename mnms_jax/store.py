@@ -1,0 +1,161 @@
+"""What a search leaves on disk: configuration, trial log and checkpoints, safe against crashes."""
+
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import orbax.checkpoint as ocp
+from absl import logging
+
+from mnms_jax.types import Choice, UserError
+
+
+class TrialRecord(NamedTuple):
+    """One line of trials.jsonl."""
+
+    task: str
+    trial: int  # number on its task, from 0
+    decisions: dict[str, Choice]  # the active ones, by name
+    reward: float | None  # None when failed
+    failed: str | None  # the reason
+    seconds: float  # of training
+    samples: int  # training examples seen; 0 when answered from the log
+    bucket: str  # the compiled program; "log" when answered from the log
+    round: int
+
+
+class TrialLog:
+    """An append-only file with a JSON object a line.
+
+    A torn last line, as a crash leaves it, is cut off.
+
+    Raises:
+      UserError: another line isn't a trial.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        self.records: list[TrialRecord] = []
+        content = path.read_bytes() if path.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            logging.warning("%s: a torn last line is cut off", path)
+            with path.open("r+b") as file:
+                file.truncate(len(whole))
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                self.records.append(TrialRecord(**json.loads(line)))
+            except (ValueError, TypeError):
+                raise UserError(
+                    f"{path}, line {number}: not a trial; mend the line, or remove it and all after"
+                ) from None
+
+    def append(self, records: Sequence[TrialRecord]) -> None:
+        """Writes trials to the disk, and returns once they are there."""
+        with self._path.open("a", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps(record._asdict(), ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.records.extend(records)
+
+
+class Checkpoints:
+    """The last few states of a search, numbered by round."""
+
+    def __init__(self, path: pathlib.Path, max_to_keep: int = 3):
+        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
+        self._manager = ocp.CheckpointManager(path.absolute(), options=options)
+
+    def save(self, step: int, state: Any) -> None:
+        """Writes a pytree of arrays in the background; a crash meanwhile leaves the one before."""
+        self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def restore(self, like: Any) -> Any | None:
+        """Returns the newest state that can be read, or None; `like` gives shapes and types."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+            except Exception as error:  # orbax and tensorstore have no common error
+                logging.warning(
+                    "checkpoint %d can't be read, going on from the one before: %s", step, error
+                )
+        return None
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+class Workdir(NamedTuple):
+    """An open folder of one search."""
+
+    path: pathlib.Path
+    log: TrialLog
+    checkpoints: Checkpoints
+
+
+@contextmanager
+def open_workdir(
+    path: pathlib.Path, config: Mapping[str, Any], resumable: Sequence[str] = ()
+) -> Iterator[Workdir]:
+    """Opens a search's folder for this process alone, and creates it when it is new.
+
+    Args:
+      path: the folder.
+      config: plain JSON data that defines the search, kept in config.json.
+      resumable: keys of the config that may change when the search is resumed.
+
+    Raises:
+      UserError: another process has it open, it belongs to another search, or it can't be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"--workdir {path} can't be written: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"--workdir {path} is in use by another process; wait for it, or take another"
+            ) from None
+        _check_config(path / "config.json", config, resumable)
+        checkpoints = Checkpoints(path / "checkpoints")
+        try:
+            yield Workdir(path, TrialLog(path / "trials.jsonl"), checkpoints)
+        finally:
+            checkpoints.close()
+
+
+def write_json(path: pathlib.Path, data: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _check_config(path: pathlib.Path, config: Mapping[str, Any], resumable: Sequence[str]) -> None:
+    config = json.loads(json.dumps(config))
+    if path.exists():
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(
+                f"{path} is no JSON file; restore it, or take another --workdir"
+            ) from None
+        different = [
+            f"{key}: {stored.get(key)!r} there, {config.get(key)!r} now"
+            for key in sorted({*stored, *config})
+            if stored.get(key) != config.get(key) and key not in resumable
+        ]
+        if different:
+            raise UserError(
+                f"--workdir {path.parent} belongs to another search ({'; '.join(different)}); "
+                "take another folder, or the same flags"
+            )
+    write_json(path, config)

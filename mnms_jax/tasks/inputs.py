@@ -1,0 +1,128 @@
+"""The arrays that text children read: encoded once for each task and preprocessing, then kept."""
+
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mnms_jax.children.text import TextArchitecture, TextPreprocessing, TextSizes
+from mnms_jax.tasks.embeddings import WordVectors, vectors_for
+from mnms_jax.tasks.text import (
+    TextEncoder,
+    TextRows,
+    common_length,
+    encode,
+    fit_encoder,
+    make_batch,
+)
+from mnms_jax.types import ChildData, ChildSpec, Task
+
+_T = TypeVar("_T")
+
+
+class TextInputs:
+    """Prepares several tasks' data for children.
+
+    Rows, words and classes are padded to what the largest task needs, so that all tasks share
+    compiled programs.
+
+    Args:
+      tasks: the tasks.
+      sizes: bounds on vocabulary, length and n-grams.
+      load_vectors: loaders of the pre-trained embeddings by name, called when first needed.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        sizes: TextSizes,
+        load_vectors: Mapping[str, Callable[[], WordVectors]],
+    ):
+        self.tasks = tuple(tasks)
+        self.sizes = sizes
+        self.num_classes = max(task.num_classes for task in tasks)
+        self._load_vectors = load_vectors
+        self._length = common_length([task.splits["train"] for task in tasks], sizes.length)
+        self._num_rows = {
+            "train": max(len(task.splits["train"].labels) for task in tasks),
+            "validation": max(len(task.splits["validation"].labels) for task in tasks),
+        }
+        self._kept: dict[Hashable, Any] = {}
+        self._lock = threading.RLock()
+
+    def child_data(self, task_id: int, spec: ChildSpec) -> ChildData:
+        """Returns a task's data as the child takes it, on the default device."""
+        architecture, preprocessing = spec.architecture, spec.preprocessing
+        assert isinstance(architecture, TextArchitecture)
+        assert isinstance(preprocessing, TextPreprocessing)
+        # Nothing but these parts of an architecture changes its data.
+        shapes = (architecture.embedding, architecture.pooled, architecture.hashed)
+        key = ("data", task_id, preprocessing, *shapes, architecture.rows)
+        return self._keep(key, lambda: self._child_data(task_id, architecture, preprocessing))
+
+    def encoder(self, task_id: int, preprocessing: TextPreprocessing) -> TextEncoder:
+        """Returns the encoder of a task's texts."""
+        texts = self.tasks[task_id].splits["train"].texts
+        return self._keep(
+            ("encoder", task_id, preprocessing),
+            lambda: fit_encoder(texts, preprocessing, self.sizes, self._length),
+        )
+
+    def table(
+        self, task_id: int, preprocessing: TextPreprocessing, architecture: TextArchitecture
+    ) -> np.ndarray | None:
+        """Returns the pre-trained table of an architecture, float32 [V, E], if it has one."""
+        if not architecture.pretrained:
+            return None
+
+        def build() -> np.ndarray:
+            vocabulary = self.encoder(task_id, preprocessing).vocabulary
+            name = architecture.embedding
+            source = self._keep(("vectors", name), self._load_vectors[name])
+            vectors = vectors_for(source, vocabulary)
+            vectors[:2] = 0  # padding and unknown
+            return np.pad(vectors, ((0, architecture.rows - len(vectors)), (0, 0)))
+
+        return self._keep(("table", task_id, preprocessing, architecture.embedding), build)
+
+    def _child_data(
+        self, task_id: int, architecture: TextArchitecture, preprocessing: TextPreprocessing
+    ) -> ChildData:
+        table = self.table(task_id, preprocessing, architecture)
+        splits = self.tasks[task_id].splits
+        batches, labels = {}, {}
+        for split, num_rows in self._num_rows.items():
+            batch = make_batch(self._rows(task_id, preprocessing, split), architecture, table)
+            batches[split] = jax.tree.map(lambda x, n=num_rows: _pad_rows(x, n), batch)
+            labels[split] = _pad_rows(splits[split].labels, num_rows)
+        data = ChildData(
+            train=batches["train"],
+            train_labels=labels["train"],
+            num_train=np.int32(len(splits["train"].labels)),
+            evaluation=batches["validation"],
+            evaluation_labels=labels["validation"],
+            num_evaluation=np.int32(len(splits["validation"].labels)),
+            num_classes=np.int32(self.tasks[task_id].num_classes),
+            constants=None if architecture.pooled else table,
+        )
+        return jax.tree.map(jnp.asarray, data)
+
+    def _rows(self, task_id: int, preprocessing: TextPreprocessing, split: str) -> TextRows:
+        texts = self.tasks[task_id].splits[split].texts
+        return self._keep(
+            ("rows", task_id, preprocessing, split),
+            lambda: encode(self.encoder(task_id, preprocessing), texts),
+        )
+
+    def _keep(self, key: Hashable, build: Callable[[], _T]) -> _T:
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = build()
+            return self._kept[key]
+
+
+def _pad_rows(array: np.ndarray, num_rows: int) -> np.ndarray:
+    return np.pad(array, ((0, num_rows - len(array)), *[(0, 0)] * (array.ndim - 1)))

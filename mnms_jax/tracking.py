@@ -1,0 +1,92 @@
+"""What a running search shows: a table on a terminal, a line a round elsewhere, TensorBoard."""
+
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import NamedTuple
+
+import rich.console
+import rich.live
+import rich.table
+import tensorboardX
+
+
+class Progress(NamedTuple):
+    """Where a search stands after a round."""
+
+    label: str  # of the search, e.g. "ppo"
+    round: int  # rounds done
+    num_rounds: int
+    trials: int  # trials done, on all tasks
+    trials_per_second: float  # in this process
+    compile_share: float  # of the seconds spent on children
+    num_programs: int
+    mean_reward: Mapping[str, float]  # of this round's children, by task
+    best_reward: Mapping[str, float]  # so far, by task
+    scalars: Mapping[str, float]  # of the learner
+    seconds_left: float  # estimated
+
+
+class Tracker:
+    """Shows progress, and writes it as TensorBoard scalars into a folder; a context manager."""
+
+    def __init__(self, path: pathlib.Path, console: rich.console.Console | None = None):
+        self._console = console or rich.console.Console(stderr=True)
+        self._writer = tensorboardX.SummaryWriter(str(path), write_to_disk=True)
+        self._live = rich.live.Live(console=self._console) if self._console.is_terminal else None
+
+    def __enter__(self) -> "Tracker":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+        self._writer.close()
+
+    def show(self, progress: Progress) -> None:
+        """Shows where the search stands."""
+        if self._live:
+            self._live.update(_as_table(progress), refresh=True)
+        else:
+            print(_as_line(progress), file=sys.stderr, flush=True)
+        scalars = {
+            **{f"reward/{task}": value for task, value in progress.mean_reward.items()},
+            **{f"best/{task}": value for task, value in progress.best_reward.items()},
+            **{f"learner/{name}": value for name, value in progress.scalars.items()},
+            "time/compile_share": progress.compile_share,
+            "time/trials_per_second": progress.trials_per_second,
+        }
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, progress.round, time.time())
+        self._writer.flush()
+
+
+def _as_line(progress: Progress) -> str:
+    best = "  ".join(f"{task} {value:.3f}" for task, value in progress.best_reward.items())
+    return (
+        f"{progress.label} round {progress.round}/{progress.num_rounds}: {progress.trials} trials, "
+        f"{progress.trials_per_second:.2f}/s, best {best}, {progress.num_programs} programs, "
+        f"{progress.compile_share:.0%} compiling, {_duration(progress.seconds_left)} left"
+    )
+
+
+def _as_table(progress: Progress) -> rich.table.Table:
+    table = rich.table.Table(title=_as_line(progress._replace(best_reward={})))
+    for column in ("task", "mean of the round", "best so far"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for task, best in progress.best_reward.items():
+        table.add_row(task, f"{progress.mean_reward.get(task, float('nan')):.3f}", f"{best:.3f}")
+    return table
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -1,0 +1,109 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy import SPACE
+
+from mnms_jax.advantage import ADVANTAGES
+from mnms_jax.controller import make_policy, make_random_policy
+from mnms_jax.learner import make_null_learner, make_ppo_learner, make_reinforce_learner
+from mnms_jax.search import make_search
+
+NUM_TASKS = 2
+# The reward of a design by task: what is best on one task is worst on the other.
+WEIGHTS = jnp.array([[[0.0, 0.5, 0.9], [0.0, 0.1, 0.0], [0.0, 0.0, 0.1]]])
+TABLE = jnp.concatenate([WEIGHTS, 0.5 - WEIGHTS / 2])
+
+
+def rewards_of(proposal):
+    values = TABLE[proposal.task_ids[:, None], jnp.arange(3)[None], proposal.actions]
+    return jnp.sum(values, 1)
+
+
+def build(learner="ppo", advantage="rank", **kwargs):
+    if learner == "random":
+        policy, chosen = make_random_policy(SPACE), make_null_learner()
+    else:
+        policy = make_policy(SPACE, NUM_TASKS)
+        make = make_ppo_learner if learner == "ppo" else make_reinforce_learner
+        chosen = make(policy, advantage=ADVANTAGES[advantage], **kwargs)
+    return policy, make_search(SPACE, policy, chosen, num_tasks=NUM_TASKS, trials_per_task=8)
+
+
+def run(search, rounds, seed=0):
+    """Returns the final state and each round's rewards: the search as one scan."""
+
+    def step(state, _):
+        proposal = search.ask(state)
+        rewards = rewards_of(proposal)
+        state, _ = search.tell(state, proposal, rewards)
+        return state, jnp.stack([rewards[proposal.task_ids == t].mean() for t in ()] or [rewards.mean()])
+
+    return jax.lax.scan(step, search.init(jax.random.key(seed)), None, length=rounds)
+
+
+@pytest.mark.parametrize("learner", ["ppo", "reinforce"])
+@pytest.mark.parametrize("advantage", list(ADVANTAGES))
+def test_the_controller_learns_both_tasks(learner, advantage):
+    rate = 5e-3 if learner == "ppo" else 3e-2
+    policy, search = build(learner, advantage, learning_rate=rate)
+    state, rewards = run(search, 60)
+    _, uniform = run(build("random")[1], 60)
+    assert float(rewards[-10:].mean()) > float(uniform.mean()) + 0.15
+    keys = jax.random.split(jax.random.key(1), 200)
+    taken = [
+        jax.vmap(policy.sample, (None, 0, None))(state.params, keys, jnp.int32(t)).actions[:, 0]
+        for t in range(NUM_TASKS)
+    ]
+    assert float(jnp.mean(taken[0] == 2)) > 0.6  # a=3 is best on task 0 alone
+    assert float(jnp.mean(taken[1] == 0)) > 0.6
+
+
+def test_random_search_never_changes():
+    _, search = build("random")
+    state, rewards = run(search, 5)
+    assert state.params == {} and state.step == 5
+    assert rewards.shape[0] == 5
+
+
+def test_asking_twice_gives_the_same_and_telling_changes_it():
+    _, search = build()
+    state = search.init(jax.random.key(0))
+    first, second = search.ask(state), search.ask(state)
+    np.testing.assert_array_equal(first.actions, second.actions)
+    assert first.task_ids.tolist() == [0, 1] * 8
+    state, metrics = search.tell(state, first, rewards_of(first))
+    assert set(metrics) == {"policy_loss", "policy_entropy"}
+    assert search.ask(state).actions.tolist() != first.actions.tolist()
+    assert state.replay.size.tolist() == [8, 8]
+    np.testing.assert_allclose(state.replay.log_probs[0, :8], first.log_probs[::2])
+
+
+def test_a_search_is_a_function_of_its_key():
+    _, search = build()
+    same = [run(search, 3, seed=s)[0] for s in (0, 0, 1)]
+    leaves = [jax.tree.leaves(state.params) for state in same]
+    assert all((a == b).all() for a, b in zip(leaves[0], leaves[1], strict=True))
+    assert not all((a == b).all() for a, b in zip(leaves[0], leaves[2], strict=True))
+
+
+@pytest.mark.parametrize("learner", ["ppo", "reinforce"])
+def test_failed_trials_teach_to_avoid_them(learner):
+    policy, search = build(learner, learning_rate=2e-2)
+    state = search.init(jax.random.key(0))
+    for _ in range(40):
+        proposal = search.ask(state)
+        failed = proposal.actions[:, 0] == 0
+        state, metrics = search.tell(state, proposal, jnp.where(failed, jnp.nan, 0.5))
+        assert all(np.isfinite(value) for value in metrics.values())
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params))
+    actions = search.ask(state).actions
+    assert float(jnp.mean(actions[:, 0] == 0)) < 0.1
+
+
+def test_all_trials_failed():
+    _, search = build()
+    state = search.init(jax.random.key(0))
+    proposal = search.ask(state)
+    state, _ = search.tell(state, proposal, jnp.full(16, jnp.nan))
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params))
