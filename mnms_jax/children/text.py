@@ -5,6 +5,7 @@ Wong et al. (2018): a deep tower over word embeddings (mean pooling, optionally 
 and a wide, linear tower over n-grams (Cheng et al. 2016, arXiv:1606.07792). We add the optimiser.
 """
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from mnms_jax.children.layers import (
     activate,
     activation_coefficients,
     dropout,
+    uniform_init,
 )
 from mnms_jax.space import Decision, SearchSpace
 from mnms_jax.types import (
@@ -221,14 +223,16 @@ class _DeepTower(nn.Module):
         arch = self.architecture
         x = batch.pooled if arch.pooled else self._embed(batch.tokens, table, hyper, seed)
         for layer in range(arch.hidden_layers):
-            x = nn.Dense(arch.hidden_size, name=f"hidden{layer}")(x)
+            x = nn.Dense(arch.hidden_size, kernel_init=uniform_init(), name=f"hidden{layer}")(x)
             normalize = Normalize(name=f"norm{layer}")
             x = normalize(x, hyper.normalization, train=seed is not None)
             x = activate(x, hyper.hidden_activation)
             x = dropout(x, hyper.hidden_dropout, seed, layer)
         # [C, H], since only a draw's leading axis may be padded without changing the draw.
         kernel = self.param(
-            "output", nn.initializers.lecun_normal(1, 0), (self.num_classes, x.shape[-1])
+            "output",
+            uniform_init(math.sqrt(3 / x.shape[-1])),
+            (self.num_classes, x.shape[-1]),
         )
         return x @ kernel.T
 
@@ -238,7 +242,7 @@ class _DeepTower(nn.Module):
         """Returns the mean embedding, and the convolutions' maxima over the text."""
         arch = self.architecture
         if arch.trained:
-            draw = nn.initializers.normal(0.1)
+            draw = uniform_init(0.1)
             start = (lambda key: table) if arch.pretrained else draw
             shape = () if arch.pretrained else ((arch.rows, arch.size),)
             table = self.param("table", start, *shape)
@@ -250,7 +254,10 @@ class _DeepTower(nn.Module):
         for width in arch.conv_widths:
             num_windows = tokens.shape[1] - width + 1
             windows = [embedded[:, i : i + num_windows] for i in range(width)]
-            y = nn.Dense(arch.conv_filters, name=f"conv{width}")(jnp.concatenate(windows, -1))
+            dense = nn.Dense(
+                arch.conv_filters, kernel_init=uniform_init(), name=f"conv{width}"
+            )
+            y = dense(jnp.concatenate(windows, -1))
             normalize = Normalize(name=f"conv_norm{width}")
             y = normalize(y, hyper.conv_normalization, train=seed is not None)
             y = activate(y, hyper.conv_activation)
