@@ -1,14 +1,16 @@
 """Package metadata: the only place where dependencies are declared."""
 
 import pathlib
+import re
 
 import setuptools
 
 ROOT = pathlib.Path(__file__).parent
+INIT = ROOT / "mnms_jax" / "__init__.py"
 
 setuptools.setup(
     name="mnms_jax",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', INIT.read_text(encoding="utf-8"))[1],
     description="Multitask Neural Model Search in JAX: one controller for many tasks.",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

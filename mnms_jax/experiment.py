@@ -2,17 +2,19 @@
 
 import contextlib
 import dataclasses
-import importlib.metadata
+import functools
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import flax
 import jax
 import numpy as np
 import rich.console
 from absl import logging
 
+import mnms_jax
 from mnms_jax.advantage import ADVANTAGES
 from mnms_jax.children.text import PRESETS, TextArchitecture, TextPreprocessing, make_text_family
 from mnms_jax.config import RESUMABLE, Config
@@ -31,7 +33,7 @@ from mnms_jax.report import (
 from mnms_jax.run import Budget, RoundSetup, run_rounds
 from mnms_jax.search import Search, SearchState, make_search
 from mnms_jax.store import TrialRecord, Workdir, open_workdir, write_json
-from mnms_jax.tasks.embeddings import glove50, load_word_vectors
+from mnms_jax.tasks.embeddings import WordVectors, glove50, load_word_vectors
 from mnms_jax.tasks.inputs import TextInputs
 from mnms_jax.tasks.reference import tfidf_logistic_regression
 from mnms_jax.tasks.registry import load_tasks
@@ -59,7 +61,8 @@ def make_bench(config: Config) -> Bench:
     lengths = {"glove50": 50, **{name: v.vectors.shape[1] for name, v in own.items()}}
     family = make_text_family(config.space, lengths)
     tasks = load_tasks(config.tasks, config.data_dir or None)
-    loaders = {"glove50": glove50, **{name: lambda v=v: v for name, v in own.items()}}
+    loaders: dict[str, Callable[[], WordVectors]] = {"glove50": glove50}
+    loaders |= {name: functools.partial(own.__getitem__, name) for name in own}
     inputs = TextInputs(tasks, PRESETS[config.space], loaders)
     trainer = Trainer(
         family,
@@ -119,9 +122,7 @@ def _open(path: pathlib.Path, config: Config, bench: Bench) -> contextlib.Abstra
     identity = {
         **fields,
         "search_space": bench.family.space.fingerprint,
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("mnms_jax", "jax", "flax", "optax")
-        },
+        "versions": {module.__name__: module.__version__ for module in (mnms_jax, jax, flax)},
     }
     return open_workdir(path, identity, (*RESUMABLE, "versions"))
 

@@ -41,8 +41,9 @@ class TextChild(NamedTuple):
         batch = make_batch(encode(self.encoder, texts), self.architecture, self.table)
         num_outputs = self.variables["params"]["wide"]["bias"].size
         model = make_text_model(self.architecture, num_outputs)
+        constants = None if self.architecture.pooled else self.table
         logits = jax.jit(predict, static_argnums=0)(
-            model, self.variables, batch, None if self.architecture.pooled else self.table, self.hyperparameters
+            model, self.variables, batch, constants, self.hyperparameters
         )
         # Outputs beyond the task's classes are there because other tasks had more.
         return np.asarray(jax.nn.softmax(logits[:, : len(self.class_names)]))

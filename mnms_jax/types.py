@@ -81,12 +81,12 @@ class ChildModel(NamedTuple):
     """A child as pure functions of its architecture (one batch; variables as Flax has them).
 
     Attributes:
-      init: key, batch, constants, hyperparameters -> variables.
-      apply: variables, batch, constants, hyperparameters, dropout seed (uint32 []) or None when
-        not training -> logits [B, num_classes], new batch statistics.
+      init: seed (uint32 []), batch, constants, hyperparameters -> variables.
+      apply: variables, batch, constants, hyperparameters, seed of the dropout or None when not
+        training -> logits [B, num_classes], new batch statistics.
     """
 
-    init: Callable[[PRNGKey, Any, Any, Any], Params]
+    init: Callable[[Array, Any, Any, Any], Params]
     apply: Callable[[Params, Any, Any, Any, Array | None], tuple[Array, Params]]
 
 

@@ -10,17 +10,18 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mnms_jax.children.layers import (
     ACTIVATIONS,
     NORMALIZATIONS,
-    Normalize,
+    NormalizedDense,
     activate,
     activation_coefficients,
     dropout,
-    uniform_init,
+    uniform_param,
 )
 from mnms_jax.space import Decision, SearchSpace
 from mnms_jax.types import (
@@ -32,7 +33,6 @@ from mnms_jax.types import (
     Choice,
     OptimizerSettings,
     Params,
-    PRNGKey,
     UserError,
 )
 
@@ -103,7 +103,7 @@ class TextBatch(NamedTuple):
 
 
 PRESETS: dict[str, TextSizes] = {
-    "cpu": TextSizes(vocabulary=8192, length=48, ngrams=2**15, hashed=2**13),
+    "cpu": TextSizes(vocabulary=8192, length=40, ngrams=2**15, hashed=2**13),
     "full": TextSizes(vocabulary=2**15, length=256, ngrams=2**18, hashed=2**16),
 }
 _RANDOM_SIZES = {"cpu": (16, 32), "full": (32, 64, 128)}
@@ -173,15 +173,17 @@ def make_text_model(architecture: Hashable, num_classes: int) -> ChildModel:
     assert isinstance(architecture, TextArchitecture)
     module = _WideAndDeep(architecture, num_classes)
 
-    def init(key: PRNGKey, batch: Any, constants: Any, hyperparameters: Any) -> Params:
-        return module.init(key, batch, constants, hyperparameters, None)
+    def init(seed: Array, batch: Any, constants: Any, hyperparameters: Any) -> Params:
+        unused = jax.random.key(0)
+        return module.init(unused, batch, constants, hyperparameters, seed, train=False)
 
     def apply(
         variables: Params, batch: Any, constants: Any, hyperparameters: Any, seed: Array | None
     ) -> tuple[Array, Params]:
-        mutable = ["batch_stats"] if seed is not None else []
-        inputs = (batch, constants, hyperparameters, seed)
-        logits, updated = module.apply(variables, *inputs, mutable=mutable)
+        train = seed is not None
+        mutable = ["batch_stats"] if train else []
+        inputs = (batch, constants, hyperparameters, seed if train else jnp.uint32(0))
+        logits, updated = module.apply(variables, *inputs, train=train, mutable=mutable)
         return logits, updated.get("batch_stats", {})
 
     return ChildModel(init, apply)
@@ -196,9 +198,15 @@ class _WideAndDeep(nn.Module):
         self.deep = _DeepTower(self.architecture, self.num_classes)
 
     def __call__(
-        self, batch: TextBatch, table: Array | None, hyper: TextHyperparameters, seed: Array | None
+        self,
+        batch: TextBatch,
+        table: Array | None,
+        hyper: TextHyperparameters,
+        seed: Array,
+        *,
+        train: bool,
     ) -> Array:
-        return self.wide(batch) + self.deep(batch, table, hyper, seed)
+        return self.wide(batch) + self.deep(batch, table, hyper, seed, train=train)
 
 
 class _WideTower(nn.Module):
@@ -209,7 +217,7 @@ class _WideTower(nn.Module):
     def __call__(self, batch: TextBatch) -> Array:
         table = self.param("table", nn.initializers.zeros, (self.rows, self.num_classes))
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
-        return jnp.einsum("bw,bwc->bc", batch.weights, table[batch.ngrams]) + bias
+        return jnp.einsum("bw,bwc->bc", batch.weights, table[batch.ngrams]) + bias[None]
 
 
 class _DeepTower(nn.Module):
@@ -218,53 +226,54 @@ class _DeepTower(nn.Module):
 
     @nn.compact
     def __call__(
-        self, batch: TextBatch, table: Array | None, hyper: TextHyperparameters, seed: Array | None
+        self,
+        batch: TextBatch,
+        table: Array | None,
+        hyper: TextHyperparameters,
+        seed: Array,
+        *,
+        train: bool,
     ) -> Array:
         arch = self.architecture
-        x = batch.pooled if arch.pooled else self._embed(batch.tokens, table, hyper, seed)
+        x: Any = batch.pooled
+        if not arch.pooled:
+            assert batch.tokens is not None
+            x = self._embed(batch.tokens, self._table(table, seed), hyper, seed, train)
         for layer in range(arch.hidden_layers):
-            x = nn.Dense(arch.hidden_size, kernel_init=uniform_init(), name=f"hidden{layer}")(x)
-            normalize = Normalize(name=f"norm{layer}")
-            x = normalize(x, hyper.normalization, train=seed is not None)
+            dense = NormalizedDense(arch.hidden_size, name=f"hidden{layer}")
+            x = dense(x, hyper.normalization, seed, train=train)
             x = activate(x, hyper.hidden_activation)
-            x = dropout(x, hyper.hidden_dropout, seed, layer)
-        # [C, H], since only a draw's leading axis may be padded without changing the draw.
-        kernel = self.param(
-            "output",
-            uniform_init(math.sqrt(3 / x.shape[-1])),
-            (self.num_classes, x.shape[-1]),
-        )
+            x = dropout(x, hyper.hidden_dropout, seed, layer, train=train)
+        # [C, H], not [H, C]: only a draw's leading axis may be padded without changing the draw.
+        bound = math.sqrt(3 / x.shape[-1])
+        kernel = uniform_param(self, "output", seed, (self.num_classes, x.shape[-1]), bound)
         return x @ kernel.T
 
+    def _table(self, pretrained: Array | None, seed: Array) -> Array:
+        arch = self.architecture
+        if not arch.pretrained:
+            return uniform_param(self, "table", seed, (arch.rows, arch.size), 0.1)
+        assert pretrained is not None
+        return self.param("table", lambda _: pretrained) if arch.trained else pretrained
+
     def _embed(
-        self, tokens: Array, table: Array | None, hyper: TextHyperparameters, seed: Array | None
+        self, tokens: Array, table: Array, hyper: TextHyperparameters, seed: Array, train: bool
     ) -> Array:
         """Returns the mean embedding, and the convolutions' maxima over the text."""
-        arch = self.architecture
-        if arch.trained:
-            draw = uniform_init(0.1)
-            start = (lambda key: table) if arch.pretrained else draw
-            shape = () if arch.pretrained else ((arch.rows, arch.size),)
-            table = self.param("table", start, *shape)
         mask = (tokens > 0).astype(jnp.float32)[..., None]
         embedded = table[tokens] * mask
-        count = jnp.maximum(jnp.sum(mask, 1), 1.0)
-        features = [jnp.sum(embedded, 1) / count]
-        embedded = dropout(embedded, hyper.conv_embedding_dropout, seed, 100)
-        for width in arch.conv_widths:
+        features = [jnp.sum(embedded, 1) / jnp.maximum(jnp.sum(mask, 1), 1.0)]
+        embedded = dropout(embedded, hyper.conv_embedding_dropout, seed, 100, train=train)
+        for width in self.architecture.conv_widths:
             num_windows = tokens.shape[1] - width + 1
             windows = [embedded[:, i : i + num_windows] for i in range(width)]
-            dense = nn.Dense(
-                arch.conv_filters, kernel_init=uniform_init(), name=f"conv{width}"
-            )
-            y = dense(jnp.concatenate(windows, -1))
-            normalize = Normalize(name=f"conv_norm{width}")
-            y = normalize(y, hyper.conv_normalization, train=seed is not None)
+            dense = NormalizedDense(self.architecture.conv_filters, kinds=2, name=f"conv{width}")
+            y = dense(jnp.concatenate(windows, -1), hyper.conv_normalization, seed, train=train)
             y = activate(y, hyper.conv_activation)
             # The first window counts even in an empty text, so that the maximum is finite.
             inside = mask[:, :num_windows].at[:, 0].set(1.0)
             y = jnp.max(jnp.where(inside > 0, y, -jnp.inf), 1)
-            features.append(dropout(y, hyper.conv_dropout, seed, 100 + width))
+            features.append(dropout(y, hyper.conv_dropout, seed, 100 + width, train=train))
         return jnp.concatenate(features, -1)
 
 
@@ -301,7 +310,7 @@ def _decisions(cpu: bool, embeddings: tuple[str, ...], pretrained: Sequence[str]
     layers = (0, 1, 2) if cpu else (0, 1, 2, 3, 5)
     hidden: dict[str, tuple[Choice, ...]] = {"hidden_layers": layers[1:]}
     rates = (0.001, 0.005, 0.02, 0.1) if cpu else (0.001, 0.005, 0.01, 0.05, 0.1, 0.5)
-    samples = (10_000, 20_000, 50_000) if cpu else (100_000, 200_000, 500_000, 1_000_000, 2_000_000)
+    samples = (10_000, 20_000, 40_000) if cpu else (100_000, 200_000, 500_000, 1_000_000, 2_000_000)
     table = [
         Decision("embedding", embeddings),
         Decision("fine_tune", (False, True), {"embedding": tuple(pretrained)}),

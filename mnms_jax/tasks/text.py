@@ -130,7 +130,9 @@ def encode(encoder: TextEncoder, texts: Sequence[str]) -> TextRows:
     return TextRows(tokens.astype(np.int32), ngrams, weights.astype(np.float32))
 
 
-def make_batch(rows: TextRows, architecture: TextArchitecture, table: np.ndarray | None) -> TextBatch:
+def make_batch(
+    rows: TextRows, architecture: TextArchitecture, table: np.ndarray | None
+) -> TextBatch:
     """Returns the inputs that an architecture takes, for N encoded texts.
 
     Args:

@@ -13,7 +13,7 @@ import numpy as np
 from mnms_jax.training.optimizer import coefficients
 from mnms_jax.training.plan import Bucket, plan_buckets
 from mnms_jax.training.program import BATCH_SIZE, Outcome, Recipe, make_program
-from mnms_jax.types import ChildData, ChildFamily, ChildSpec, Choice, Params, PRNGKey
+from mnms_jax.types import Array, ChildData, ChildFamily, ChildSpec, Choice, Params
 
 # Task index and child -> the data that the child's program takes.
 DataSource = Callable[[int, ChildSpec], ChildData]
@@ -129,17 +129,17 @@ class Trainer:
             return TrialResult(None, reason, seconds, steps * BATCH_SIZE, label)
         return TrialResult(accuracy, None, seconds, steps * BATCH_SIZE, label)
 
-    def _inputs(self, request: Request, spec: ChildSpec) -> tuple[PRNGKey, Recipe, ChildData]:
+    def _inputs(self, request: Request, spec: ChildSpec) -> tuple[Array, Recipe, ChildData]:
         optimizers = {name: coefficients(s) for name, s in spec.optimizers.items()}
         num_steps = np.int32(-(-spec.num_samples // BATCH_SIZE))
         recipe = Recipe(spec.hyperparameters, optimizers, num_steps)
-        return self._trial_key(request), recipe, self._data(request.task_id, spec)
+        return self._trial_seed(request), recipe, self._data(request.task_id, spec)
 
-    def _trial_key(self, request: Request) -> PRNGKey:
+    def _trial_seed(self, request: Request) -> Array:
         task_key = jax.random.fold_in(
             jax.random.key(self._seed), zlib.crc32(request.task_name.encode())
         )
-        return jax.random.fold_in(task_key, request.trial)
+        return jax.random.bits(jax.random.fold_in(task_key, request.trial), dtype=np.uint32)
 
     def _program(self, architecture: Hashable, inputs: tuple[Any, ...]) -> Callable:
         # A bucket has one thread, so that no architecture is compiled twice in a round.

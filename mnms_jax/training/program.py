@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from mnms_jax.children.layers import counter_bits, mix
 from mnms_jax.training.optimizer import Coefficients, Slots, apply_gradients, init_slots
-from mnms_jax.types import AnyArray, Array, ChildData, ChildModel, Params, PRNGKey
+from mnms_jax.types import AnyArray, Array, ChildData, ChildModel, Params
 
 BATCH_SIZE = 128
 EVALUATION_BATCH_SIZE = 256
@@ -39,27 +39,25 @@ class _Loop(NamedTuple):
     slots: Slots
 
 
-Program = Callable[[PRNGKey, Recipe, ChildData], tuple[Outcome, Params]]
+Program = Callable[[Array, Recipe, ChildData], tuple[Outcome, Params]]
 
 
 def make_program(model: ChildModel) -> Program:
-    """Returns the function key, recipe, data -> outcome, variables (unbatched, to be jitted).
+    """Returns the function seed, recipe, data -> outcome, variables (unbatched, to be jitted).
 
     Training sees shuffled batches of BATCH_SIZE rows, each epoch in another order, and stops at
-    once when the loss isn't finite. All randomness comes from the key.
+    once when the loss isn't finite. All randomness comes from the seed, uint32 [].
     """
 
-    def train(key: PRNGKey, recipe: Recipe, data: ChildData) -> tuple[Outcome, Params]:
-        init_key, seed_key = jax.random.split(key)
-        seed = jax.random.bits(seed_key, dtype=jnp.uint32)
+    def train(seed: Array, recipe: Recipe, data: ChildData) -> tuple[Outcome, Params]:
         hyper, groups = recipe.hyperparameters, recipe.optimizers
         first_batch = jax.tree.map(lambda rows: rows[:BATCH_SIZE], data.train)
-        variables = model.init(init_key, first_batch, data.constants, hyper)
+        variables = model.init(seed, first_batch, data.constants, hyper)
         steps_an_epoch = jnp.maximum(data.num_train // BATCH_SIZE, 1)
 
         def loss_fn(params: Params, loop: _Loop, rows: Array) -> tuple[Array, Params]:
             batch = jax.tree.map(lambda x: x[rows], data.train)
-            step_seed = mix(seed ^ mix(loop.step.astype(jnp.uint32)))
+            step_seed = mix(seed ^ mix(loop.step.astype(jnp.uint32) + 1))
             logits, batch_stats = model.apply(
                 {"params": params, "batch_stats": loop.batch_stats},
                 batch,
