@@ -14,7 +14,7 @@ The same command on the same --workdir resumes. benchmarks/RESULTS.md has costs 
 import sys
 from collections.abc import Sequence
 
-from absl import app, logging
+from absl import app
 
 from mnms_jax.config import config_from_flags, define_flags
 from mnms_jax.types import UserError
@@ -25,14 +25,15 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"no arguments but flags are taken, got {' '.join(argv[1:])}")
     try:
-        from mnms_jax.experiment import run_experiment
+        config = config_from_flags()
+        from mnms_jax.experiment import prepare_process, run_experiment  # slow to import
 
-        run_experiment(config_from_flags())
+        prepare_process()
+        run_experiment(config)
     except UserError as error:
         sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.INFO)
     define_flags()
     app.run(main)

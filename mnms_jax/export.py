@@ -56,7 +56,8 @@ class TextChild(NamedTuple):
 def save_child(path: pathlib.Path, child: TextChild) -> None:
     """Writes a child into a folder, in place of the one that was there."""
     path.mkdir(parents=True, exist_ok=True)
-    arrays = {"variables": child.variables, "idf": child.encoder.idf}
+    encoder = child.encoder
+    arrays = {"variables": child.variables, "hashes": encoder.hashes, "idf": encoder.idf}
     if child.table is not None:
         arrays["table"] = child.table
     _save_arrays(path, arrays)
@@ -68,9 +69,9 @@ def save_child(path: pathlib.Path, child: TextChild) -> None:
             "decisions": child.decisions,
             "architecture": child.architecture._asdict(),
             "hyperparameters": {k: v.tolist() for k, v in child.hyperparameters._asdict().items()},
-            "preprocessing": child.encoder.preprocessing._asdict(),
-            "length": child.encoder.length,
-            "vocabulary": child.encoder.vocabulary,
+            "preprocessing": encoder.preprocessing._asdict(),
+            "length": encoder.length,
+            "vocabulary": encoder.vocabulary,
         },
     )
 
@@ -98,6 +99,7 @@ def load_child(path: str | pathlib.Path) -> TextChild:
             TextPreprocessing(**data["preprocessing"]),
             data["length"],
             tuple(data["vocabulary"]),
+            np.asarray(arrays["hashes"]),
             np.asarray(arrays["idf"]),
         ),
         table=arrays.get("table"),

@@ -48,7 +48,9 @@ def test_failed_trials_leave_the_baseline():
 
 def test_relative_is_as_published():
     baseline = Baseline(jnp.array([0.5, 0.8]), jnp.zeros(2), jnp.array([9, 9]))
-    got = relative_advantage(baseline, replay_with([[0.0]]), jnp.array([0, 1]), jnp.array([0.6, 0.6]))
+    got = relative_advantage(
+        baseline, replay_with([[0.0]]), jnp.array([0, 1]), jnp.array([0.6, 0.6])
+    )
     np.testing.assert_allclose(got, [(0.6 - 0.5) / 0.5, (0.6 - 0.8) / 0.8], rtol=1e-5)
 
 

@@ -47,4 +47,3 @@ def test_failures_take_the_tasks_lowest_reward():
     np.testing.assert_allclose(filled.rewards[0], [0.7, 0.6, 0.6])
     assert filled.rewards[1, 0] == 0
     assert jnp.all(jnp.isfinite(filled.rewards))
-

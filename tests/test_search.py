@@ -37,7 +37,9 @@ def run(search, rounds, seed=0):
         proposal = search.ask(state)
         rewards = rewards_of(proposal)
         state, _ = search.tell(state, proposal, rewards)
-        return state, jnp.stack([rewards[proposal.task_ids == t].mean() for t in ()] or [rewards.mean()])
+        return state, jnp.stack(
+            [rewards[proposal.task_ids == t].mean() for t in ()] or [rewards.mean()]
+        )
 
     return jax.lax.scan(step, search.init(jax.random.key(seed)), None, length=rounds)
 

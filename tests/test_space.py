@@ -64,7 +64,9 @@ def test_encode_refuses(design, message):
         SPACE.encode(design)
 
 
-@pytest.mark.parametrize(("actions", "message"), [([0, 0], r"shape \(2,\)"), ([3, 0, 0], "action 3")])
+@pytest.mark.parametrize(
+    ("actions", "message"), [([0, 0], r"shape \(2,\)"), ([3, 0, 0], "action 3")]
+)
 def test_decode_refuses(actions, message):
     with pytest.raises(UserError, match=message):
         SPACE.decode(actions)

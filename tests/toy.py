@@ -23,7 +23,11 @@ def make_task(name: str, num_rows: int = 60, num_classes: int = 2, seed: int = 0
     rng = np.random.default_rng(seed)
     cues = [[f"{name}cue{c}{i}" for i in range(3)] for c in range(num_classes)]
     splits = {}
-    for split, rows in (("train", num_rows), ("validation", num_rows // 3), ("test", num_rows // 3)):
+    for split, rows in (
+        ("train", num_rows),
+        ("validation", num_rows // 3),
+        ("test", num_rows // 3),
+    ):
         labels = rng.integers(num_classes, size=rows).astype(np.int32)
         texts = tuple(
             f"The {rng.choice(['film', 'book', 'play'])} was {rng.choice(cues[label])}, {i}!"

@@ -309,7 +309,7 @@ def _decisions(cpu: bool, embeddings: tuple[str, ...], pretrained: Sequence[str]
     dropouts = (0.0, 0.2, 0.5) if cpu else (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
     layers = (0, 1, 2) if cpu else (0, 1, 2, 3, 5)
     hidden: dict[str, tuple[Choice, ...]] = {"hidden_layers": layers[1:]}
-    rates = (0.001, 0.005, 0.02, 0.1) if cpu else (0.001, 0.005, 0.01, 0.05, 0.1, 0.5)
+    rates = (0.001, 0.003, 0.01, 0.05) if cpu else (0.001, 0.005, 0.01, 0.05, 0.1, 0.5)
     samples = (10_000, 20_000, 40_000) if cpu else (100_000, 200_000, 500_000, 1_000_000, 2_000_000)
     table = [
         Decision("embedding", embeddings),

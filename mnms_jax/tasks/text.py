@@ -18,7 +18,7 @@ _WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
 PADDING, UNKNOWN = 0, 1
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Returns the lower-case words of a text: two texts with the same words are repeats."""
     return " ".join(_WORD.findall(text.lower()))
 
@@ -30,7 +30,7 @@ def deduplicate(texts: Sequence[str], labels: Sequence[int]) -> tuple[list[str],
     """
     groups: dict[str, tuple[str, set[int]]] = {}
     for text, label in zip(texts, labels, strict=True):
-        groups.setdefault(normalise(text), (text, set()))[1].add(label)
+        groups.setdefault(normalize(text), (text, set()))[1].add(label)
     kept = [(text, found) for key, (text, found) in groups.items() if key and len(found) == 1]
     return [text for text, _ in kept], [min(found) for _, found in kept]
 
@@ -69,18 +69,19 @@ class TextEncoder(NamedTuple):
     preprocessing: TextPreprocessing
     length: int  # L, most words of a text; the rest is cut off
     vocabulary: tuple[str, ...]  # words by token; the first two are padding and unknown
-    idf: np.ndarray  # float32 [ngrams], inverse document frequency of each hashed n-gram
+    hashes: np.ndarray  # int64 [G], of the commonest unigrams and bigrams, ascending
+    idf: np.ndarray  # float32 [G], their inverse document frequencies
 
 
 class TextRows(NamedTuple):
     """Encoded texts, padded with zeros."""
 
     tokens: np.ndarray  # int32 [N, L]
-    ngrams: np.ndarray  # int32 [N, 2 L], unigrams and bigrams alternate
+    ngrams: np.ndarray  # int32 [N, 2 L], unigrams and bigrams alternate; 0 where not known
     weights: np.ndarray  # float32 [N, 2 L], TF-IDF of unit length; a repeat in a text weighs 0
 
 
-def tokenise(text: str, preprocessing: TextPreprocessing) -> list[str]:
+def tokenize(text: str, preprocessing: TextPreprocessing) -> list[str]:
     """Returns the words of a text, and its punctuation marks unless they are stripped."""
     text = text.lower() if preprocessing.lowercase else text
     return (_WORD if preprocessing.strip else _WORD_OR_MARK).findall(text)
@@ -90,7 +91,7 @@ def common_length(splits: Sequence[Split], limit: int, percentile: float = 95.0)
     """Returns the number of words, a multiple of 8, that this share of every task's texts fits."""
     longest = TextPreprocessing(lowercase=False, strip=False)
     fits = [
-        np.percentile([len(tokenise(text, longest)) for text in split.texts], percentile)
+        np.percentile([len(tokenize(text, longest)) for text in split.texts], percentile)
         for split in splits
     ]
     return min(limit, 8 * int(np.ceil(max(*fits, 1) / 8)))
@@ -107,24 +108,28 @@ def fit_encoder(
       sizes: bounds of the vocabulary and of the n-grams.
       length: L, most words of a text.
     """
-    words = [tokenise(text, preprocessing)[:length] for text in texts]
+    words = [tokenize(text, preprocessing)[:length] for text in texts]
     counts = Counter(itertools.chain.from_iterable(words))
     common = sorted(counts, key=lambda word: (-counts[word], word))[: sizes.vocabulary - 2]
-    ngrams = _hash_ngrams(words, length, sizes.ngrams)
-    documents = np.bincount(ngrams[~_repeats(ngrams)], minlength=sizes.ngrams)
-    idf = np.log((1 + len(texts)) / (1 + documents)) + 1
-    return TextEncoder(
-        preprocessing, length, ("<padding>", "<unknown>", *common), idf.astype(np.float32)
-    )
+    ngrams = _hash_ngrams(words, length)
+    hashes, documents = np.unique(ngrams[~_repeats(ngrams)], return_counts=True)
+    hashes, documents = hashes[hashes != PADDING], documents[hashes != PADDING]
+    known = np.sort(np.lexsort((hashes, -documents))[: sizes.ngrams - 1])
+    idf = np.log((1 + len(texts)) / (1 + documents[known])) + 1
+    vocabulary = ("<padding>", "<unknown>", *common)
+    return TextEncoder(preprocessing, length, vocabulary, hashes[known], idf.astype(np.float32))
 
 
 def encode(encoder: TextEncoder, texts: Sequence[str]) -> TextRows:
     """Returns N texts as arrays."""
-    words = [tokenise(text, encoder.preprocessing)[: encoder.length] for text in texts]
+    words = [tokenize(text, encoder.preprocessing)[: encoder.length] for text in texts]
     index = {word: token for token, word in enumerate(encoder.vocabulary)}
     tokens = _pad([[index.get(word, UNKNOWN) for word in row] for row in words], encoder.length)
-    ngrams = _hash_ngrams(words, encoder.length, encoder.idf.size)
-    weights = np.where(_repeats(ngrams) | (ngrams == PADDING), 0, encoder.idf[ngrams])
+    hashes = _hash_ngrams(words, encoder.length)
+    place = np.searchsorted(encoder.hashes, hashes).clip(max=encoder.hashes.size - 1)
+    known = (encoder.hashes[place] == hashes) & ~_repeats(hashes)
+    ngrams = np.where(known, 1 + place, 0).astype(np.int32)
+    weights = np.where(known, encoder.idf[place], 0)
     norm = np.linalg.norm(weights, axis=1, keepdims=True)
     weights = weights / np.maximum(norm, 1e-12)
     return TextRows(tokens.astype(np.int32), ngrams, weights.astype(np.float32))
@@ -143,7 +148,7 @@ def make_batch(
     if architecture.pooled:
         assert table is not None
         return TextBatch(_mean_embedding(rows.tokens, table), None, rows.ngrams, rows.weights)
-    tokens = _rehash(rows.ngrams, architecture.rows) if architecture.hashed else rows.tokens
+    tokens = _hash_rows(rows.ngrams, architecture.rows) if architecture.hashed else rows.tokens
     return TextBatch(None, tokens, rows.ngrams, rows.weights)
 
 
@@ -154,21 +159,23 @@ def _pad(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
     return padded
 
 
-def _hash_ngrams(words: Sequence[Sequence[str]], length: int, size: int) -> np.ndarray:
-    """Returns hashes in [1, size) of unigrams and bigrams, int32 [N, 2 L]; 0 is padding."""
+def _hash_ngrams(words: Sequence[Sequence[str]], length: int) -> np.ndarray:
+    """Returns positive hashes of unigrams and bigrams, int64 [N, 2 L]; 0 is padding."""
     hashes = {word: zlib.crc32(word.encode()) for word in {w for row in words for w in row}}
-    unigrams = _pad([[hashes[word] for word in row] for row in words], length)
-    lengths = np.array([[len(row)] for row in words]).reshape(-1, 1)
+    unigrams = _pad([[hashes[word] for word in row] for row in words], length).astype(np.uint64)
+    lengths = np.array([len(row) for row in words]).reshape(-1, 1)
     position = np.arange(length)
     following = np.roll(unigrams, -1, axis=1)
-    # A linear congruence over the pair, folded to 31 bits: order matters, and so do both words.
-    bigrams = ((unigrams * 0x9E3779B1 + following * 0x85EBCA77) >> 16) & 0x7FFFFFFF
-    unigrams = np.where(position < lengths, 1 + unigrams % (size - 1), PADDING)
-    bigrams = np.where(position < lengths - 1, 1 + bigrams % (size - 1), PADDING)
-    return np.stack([unigrams, bigrams], -1).reshape(len(words), 2 * length).astype(np.int32)
+    # A linear map modulo 2^64 of the pair, cut to 48 bits: both words and their order matter.
+    odd = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)
+    bigrams = (unigrams * odd[0] + following * odd[1]) >> np.uint64(16)
+    unigrams = np.where(position < lengths, 1 + unigrams, PADDING)
+    bigrams = np.where(position < lengths - 1, 2**33 + bigrams, PADDING)
+    return np.stack([unigrams, bigrams], -1).reshape(len(words), 2 * length).astype(np.int64)
 
 
-def _rehash(ngrams: np.ndarray, size: int) -> np.ndarray:
+def _hash_rows(ngrams: np.ndarray, size: int) -> np.ndarray:
+    """Returns n-grams as rows of a smaller table: 0 stays, all others share rows 1 to size - 1."""
     return np.where(ngrams == PADDING, PADDING, 1 + (ngrams - 1) % (size - 1)).astype(np.int32)
 
 

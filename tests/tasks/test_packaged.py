@@ -23,7 +23,7 @@ from mnms_jax.tasks.packaged import (
     load_packaged_task,
     read_member,
 )
-from mnms_jax.tasks.text import normalise
+from mnms_jax.tasks.text import normalize
 from mnms_jax.types import Task, UserError
 
 _WHEEL = "tiny_data-1.0-py3-none-any.whl"
@@ -307,7 +307,7 @@ def test_rows_and_labels_are_as_published(tasks: dict[str, Task], name: str) -> 
 def test_no_text_is_there_twice(tasks: dict[str, Task], name: str) -> None:
     texts = [text for split in tasks[name].splits.values() for text in split.texts]
     assert all(texts)
-    assert len({normalise(text) for text in texts}) == len(texts)
+    assert len({normalize(text) for text in texts}) == len(texts)
     assert not any(mark in text for text in texts for mark in "\t\r\n")
 
 

@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from mnms_jax.tasks.text import deduplicate, normalise, split_rows
+from mnms_jax.tasks.text import deduplicate, normalize, split_rows
 
 _SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
@@ -21,9 +21,9 @@ _SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
         ("", ""),
     ],
 )
-def test_normalise_keeps_the_words_alone(text: str, expected: str) -> None:
-    assert normalise(text) == expected
-    assert normalise(expected) == expected
+def test_normalize_keeps_the_words_alone(text: str, expected: str) -> None:
+    assert normalize(text) == expected
+    assert normalize(expected) == expected
 
 
 def test_deduplicate_keeps_the_first_of_repeats_as_it_was_written() -> None:

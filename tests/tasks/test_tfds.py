@@ -22,7 +22,7 @@ import pytest
 import tfds_data
 
 from mnms_jax.tasks import tfds
-from mnms_jax.tasks.text import normalise
+from mnms_jax.tasks.text import normalize
 from mnms_jax.types import UserError
 
 NUM_ROWS = 100
@@ -141,7 +141,7 @@ def test_test_split_is_as_published(data_dir, name):
 @pytest.mark.parametrize("name", ["sst2", "imdb"])
 def test_splits_do_not_overlap(data_dir, name):
     splits = load(name, data_dir).splits
-    keys = {part: {normalise(text) for text in split.texts} for part, split in splits.items()}
+    keys = {part: {normalize(text) for text in split.texts} for part, split in splits.items()}
     assert len(set.union(*keys.values())) == sum(len(split.texts) for split in splits.values())
 
 
