@@ -22,6 +22,7 @@ setuptools.setup(
         "absl-py>=2.1",
         "array_record>=0.8.1",
         "chex>=0.1.90",
+        "filelock>=3.12",  # for jax's bound on the size of its compilation cache
         "flax>=0.12.0",
         "importlib_resources>=6.4",  # tensorflow_datasets needs it and does not declare it
         "jax>=0.8.0",

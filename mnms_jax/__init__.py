@@ -1,11 +1,73 @@
 """Multitask Neural Model Search in JAX."""
 
-from mnms_jax.advantage import rank_advantage as rank_advantage
-from mnms_jax.advantage import relative_advantage as relative_advantage
-from mnms_jax.advantage import standardized_advantage as standardized_advantage
-from mnms_jax.children.text import make_text_family as make_text_family
-from mnms_jax.config import Config as Config
-from mnms_jax.controller import make_policy as make_policy
-from mnms_jax.controller import make_random_policy as make_random_policy
+from mnms_jax.advantage import rank_advantage, relative_advantage, standardized_advantage
+from mnms_jax.children.text import PRESETS, make_text_family
+from mnms_jax.config import Config
+from mnms_jax.controller import choice_frequencies, make_policy, make_random_policy
+from mnms_jax.experiment import run_experiment
+from mnms_jax.export import load_child, load_controller
+from mnms_jax.learner import Learner, make_null_learner, make_ppo_learner, make_reinforce_learner
+from mnms_jax.losses import entropy_loss, ppo_loss, reinforce_loss
+from mnms_jax.run import make_requests
+from mnms_jax.search import Proposal, Search, SearchState, make_search
+from mnms_jax.space import Decision, SearchSpace
+from mnms_jax.tasks.embeddings import glove50, load_word_vectors
+from mnms_jax.tasks.inputs import TextInputs
+from mnms_jax.tasks.registry import load_tasks
+from mnms_jax.training.fit import Request, Trainer, TrialResult
+from mnms_jax.types import (
+    ChildFamily,
+    ChildModel,
+    ChildSpec,
+    Policy,
+    PolicyOutput,
+    Split,
+    Task,
+    UserError,
+)
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "ChildFamily",
+    "ChildModel",
+    "ChildSpec",
+    "Config",
+    "Decision",
+    "Learner",
+    "Policy",
+    "PolicyOutput",
+    "Proposal",
+    "Request",
+    "Search",
+    "SearchSpace",
+    "SearchState",
+    "Split",
+    "Task",
+    "TextInputs",
+    "Trainer",
+    "TrialResult",
+    "UserError",
+    "choice_frequencies",
+    "entropy_loss",
+    "glove50",
+    "load_child",
+    "load_controller",
+    "load_tasks",
+    "load_word_vectors",
+    "make_null_learner",
+    "make_policy",
+    "make_ppo_learner",
+    "make_random_policy",
+    "make_reinforce_learner",
+    "make_requests",
+    "make_search",
+    "make_text_family",
+    "ppo_loss",
+    "rank_advantage",
+    "reinforce_loss",
+    "relative_advantage",
+    "run_experiment",
+    "standardized_advantage",
+]

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging as stdlib_logging
+import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -53,9 +54,9 @@ def prepare_process() -> None:
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
     handler.setFormatter(stdlib_logging.Formatter("%(levelname).1s %(message)s"))
-    # Orbax writes some thirty lines a checkpoint.
-    handler.addFilter(lambda r: "orbax" not in r.pathname or r.levelno >= stdlib_logging.WARNING)
-    if not jax.config.jax_compilation_cache_dir:
+    # Others' informational lines are left out; Orbax writes some thirty a checkpoint.
+    handler.addFilter(lambda r: "mnms_jax" in r.pathname or r.levelno >= stdlib_logging.WARNING)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_compilation_cache_max_size", 2 * 2**30)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -21,6 +21,8 @@ from mnms_jax.tasks.text import TextEncoder, encode, make_batch
 from mnms_jax.training.program import predict
 from mnms_jax.types import Choice, Params, UserError
 
+_predict = jax.jit(predict, static_argnums=0)
+
 
 class TextChild(NamedTuple):
     """A trained text child."""
@@ -42,9 +44,7 @@ class TextChild(NamedTuple):
         num_outputs = self.variables["params"]["wide"]["bias"].size
         model = make_text_model(self.architecture, num_outputs)
         constants = None if self.architecture.pooled else self.table
-        logits = jax.jit(predict, static_argnums=0)(
-            model, self.variables, batch, constants, self.hyperparameters
-        )
+        logits = _predict(model, self.variables, batch, constants, self.hyperparameters)
         # Outputs beyond the task's classes are there because other tasks had more.
         return np.asarray(jax.nn.softmax(logits[:, : len(self.class_names)]))
 

@@ -64,9 +64,16 @@ def add(replay: ReplayBank, batch: Batch) -> ReplayBank:
 
 
 def fill_failures(replay: ReplayBank) -> ReplayBank:
-    """Gives failed trials the lowest reward that their task's bank holds (0 if it holds none)."""
-    lowest = jnp.nanmin(jnp.where(replay.valid, replay.rewards, jnp.nan), axis=1, keepdims=True)
-    rewards = jnp.where(jnp.isnan(replay.rewards), jnp.nan_to_num(lowest), replay.rewards)
+    """Gives failed trials a reward: one standard deviation below the lowest of their task's bank.
+
+    So they are worse than any other trial, on whatever scale, and not so far off that they drown
+    the differences between the others.
+    """
+    known = jnp.where(replay.valid, replay.rewards, jnp.nan)
+    lowest = jnp.nan_to_num(jnp.nanmin(known, axis=1, keepdims=True))
+    deviation = jnp.nan_to_num(jnp.nanstd(known, axis=1, keepdims=True))
+    worst = lowest - jnp.maximum(deviation, 1e-3)
+    rewards = jnp.where(jnp.isnan(replay.rewards), worst, replay.rewards)
     return replay._replace(rewards=rewards)
 
 

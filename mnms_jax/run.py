@@ -34,6 +34,28 @@ class RoundSetup(NamedTuple):
     budget: Budget
 
 
+def make_requests(
+    space: SearchSpace, task_names: Sequence[str], proposal: Proposal, round_index: int
+) -> list[Request]:
+    """Returns a round's proposal as children to train, in the proposal's order.
+
+    Args:
+      space: decodes the actions.
+      task_names: by task id.
+      proposal: of a search whose rounds all have as many trials on each task.
+      round_index: from 0; gives the trials their numbers.
+    """
+    actions = np.asarray(proposal.actions)
+    next_trial = [round_index * (len(actions) // len(task_names))] * len(task_names)
+    requests = []
+    for task_id, row in zip(np.asarray(proposal.task_ids).tolist(), actions, strict=True):
+        requests.append(
+            Request(task_id, task_names[task_id], next_trial[task_id], space.decode(row))
+        )
+        next_trial[task_id] += 1
+    return requests
+
+
 def run_rounds(
     setup: RoundSetup, state: SearchState, workdir: Workdir, tracker: Tracker, label: str
 ) -> SearchState:
@@ -86,7 +108,7 @@ def _train_round(
     """Returns the round's trials in order, from the log where it holds them, else trained."""
     requests = [
         request
-        for request in _requests(setup, proposal, round_index)
+        for request in make_requests(setup.space, setup.task_names, proposal, round_index)
         if request.trial < setup.budget.num_trials
     ]
     logged = {(record.task, record.trial): record for record in log.records}
@@ -152,19 +174,6 @@ def _known_results(log: TrialLog) -> dict[str, tuple[int, TrialResult]]:
 
 def _identity(task_name: str, design: Mapping[str, Choice]) -> str:
     return json.dumps([task_name, dict(design)])
-
-
-def _requests(setup: RoundSetup, proposal: Proposal, round_index: int) -> list[Request]:
-    num_tasks = len(setup.task_names)
-    actions = np.asarray(proposal.actions)
-    first = round_index * (len(actions) // num_tasks)
-    seen = [first] * num_tasks
-    requests = []
-    for task_id, row in zip(np.asarray(proposal.task_ids).tolist(), actions, strict=True):
-        name = setup.task_names[task_id]
-        requests.append(Request(task_id, name, seen[task_id], setup.space.decode(row)))
-        seen[task_id] += 1
-    return requests
 
 
 def _progress(

@@ -91,7 +91,7 @@ def test_a_search_is_a_function_of_its_key():
 
 @pytest.mark.parametrize("learner", ["ppo", "reinforce"])
 def test_failed_trials_teach_to_avoid_them(learner):
-    policy, search = build(learner, learning_rate=2e-2)
+    _, search = build(learner, learning_rate=2e-2)
     state = search.init(jax.random.key(0))
     for _ in range(40):
         proposal = search.ask(state)

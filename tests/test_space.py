@@ -10,8 +10,7 @@ from mnms_jax.types import UserError
 
 def all_canonical(space):
     sizes = [range(len(decision.choices)) for decision in space.decisions]
-    for actions in itertools.product(*sizes):
-        actions = np.array(actions)
+    for actions in map(np.array, itertools.product(*sizes)):
         if not actions[~space.active(actions)].any():
             yield actions
 

@@ -2,9 +2,11 @@
 
 import numpy as np
 
-from mnms_jax.children.text import TextSizes
+from mnms_jax.children.text import PRESETS, TextSizes, make_text_family
 from mnms_jax.space import Decision, SearchSpace
-from mnms_jax.types import Split, Task
+from mnms_jax.tasks.inputs import TextInputs
+from mnms_jax.training.fit import Trainer
+from mnms_jax.types import ChildFamily, Split, Task
 
 SIZES = TextSizes(vocabulary=64, length=8, ngrams=256, hashed=128)
 
@@ -35,3 +37,29 @@ def make_task(name: str, num_rows: int = 60, num_classes: int = 2, seed: int = 0
         )
         splits[split] = Split(texts, labels)
     return Task(name, splits, tuple(f"class{c}" for c in range(num_classes)))
+
+
+def make_family(**choices) -> ChildFamily:
+    """Returns text children of which only the named decisions have a choice; few, fast programs."""
+    family = make_text_family("cpu", {})
+    fixed = {
+        "embedding": ("random32",),
+        "lowercase": (True,),
+        "strip": (True,),
+        "convolution": (False,),
+        "hidden_layers": (0,),
+        "optimizer": ("adam",),
+        "deep_learning_rate": (0.01,),
+        "deep_regularization": (0.0,),
+        "wide_learning_rate": (0.01,),
+        "wide_regularization": (0.0,),
+        "samples": (1280,),
+    }
+    space = SearchSpace(Decision(name, choices.get(name, v)) for name, v in fixed.items())
+    return family._replace(space=space)
+
+
+def make_trainer(tasks, family, **kwargs) -> Trainer:
+    """Returns a trainer over small inputs."""
+    inputs = TextInputs(tasks, PRESETS["cpu"]._replace(length=8), {})
+    return Trainer(family, inputs.child_data, num_classes=inputs.num_classes, **kwargs)

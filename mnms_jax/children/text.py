@@ -5,6 +5,7 @@ Wong et al. (2018): a deep tower over word embeddings (mean pooling, optionally 
 and a wide, linear tower over n-grams (Cheng et al. 2016, arXiv:1606.07792). We add the optimiser.
 """
 
+import functools
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -106,7 +107,7 @@ PRESETS: dict[str, TextSizes] = {
     "cpu": TextSizes(vocabulary=8192, length=40, ngrams=2**15, hashed=2**13),
     "full": TextSizes(vocabulary=2**15, length=256, ngrams=2**18, hashed=2**16),
 }
-_RANDOM_SIZES = {"cpu": (16, 32), "full": (32, 64, 128)}
+_RANDOM_SIZES = {"cpu": (32,), "full": (32, 64, 128)}
 _HASHED_SIZES = {"cpu": (32,), "full": (32, 64)}
 
 
@@ -165,8 +166,9 @@ def make_text_family(
     return ChildFamily(space, make_spec, make_text_model)
 
 
+@functools.cache
 def make_text_model(architecture: Hashable, num_classes: int) -> ChildModel:
-    """Returns the child of an architecture.
+    """Returns the child of an architecture, always the same object for the same arguments.
 
     Its constants are the pre-trained table [V, E], or None where it isn't used.
     """

@@ -3,9 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 
 from mnms_jax.types import Task
 
@@ -22,6 +19,11 @@ def tfidf_logistic_regression(task: Task) -> Reference:
 
     The vocabulary is the training texts' alone, and the test texts are looked at once.
     """
+    # Imported here, since it takes a second.
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
     train, validation, test = (task.splits[name] for name in ("train", "validation", "test"))
     if len(np.unique(train.labels)) < 2:
         share = [float(np.mean(split.labels == train.labels[0])) for split in (validation, test)]

@@ -19,6 +19,10 @@ from mnms_jax.types import Array, ChildData, ChildFamily, ChildSpec, Choice, Par
 DataSource = Callable[[int, ChildSpec], ChildData]
 
 
+# Children run for about a second: on a CPU it pays to compile a quarter faster.
+_COMPILER_OPTIONS: dict[str, dict] = {"cpu": {"xla_backend_optimization_level": 1}}
+
+
 class Request(NamedTuple):
     """A child to train."""
 
@@ -146,7 +150,11 @@ class Trainer:
         if architecture not in self._programs:
             start = time.perf_counter()
             model = self._family.make_model(architecture, self._num_classes)
-            compiled = jax.jit(make_program(model)).lower(*inputs).compile()
+            compiled = (
+                jax.jit(make_program(model))
+                .lower(*inputs)
+                .compile(_COMPILER_OPTIONS.get(jax.default_backend()))
+            )
             with self._lock:
                 self._compile_seconds += time.perf_counter() - start
                 self._programs[architecture] = compiled

@@ -1,0 +1,220 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnms_jax.children.text import (
+    PRESETS,
+    TextBatch,
+    TextPreprocessing,
+    make_text_family,
+    make_text_model,
+)
+from mnms_jax.controller import make_random_policy
+from mnms_jax.types import UserError
+
+# The 21 decisions of Houlsby et al. (2019) and the optimiser.
+NAMES = """embedding fine_tune lowercase strip convolution conv_activation conv_batch_norm
+conv_max_ngram conv_dropout conv_filters conv_embedding_dropout hidden_layers hidden_size
+hidden_activation normalization hidden_dropout optimizer deep_learning_rate deep_regularization
+wide_learning_rate wide_regularization samples""".split()
+
+
+def random_designs(space, number, seed=0):
+    keys = jax.random.split(jax.random.key(seed), number)
+    sample = make_random_policy(space).sample
+    actions = jax.vmap(lambda key: sample({}, key, jnp.int32(0)).actions)(keys)
+    return [space.decode(row) for row in np.asarray(actions)]
+
+
+def make_inputs(architecture, num_rows=6, length=5):
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, architecture.rows, (num_rows, length)).astype(np.int32)
+    tokens[:, 3:] = 0
+    table = rng.normal(size=(architecture.rows, architecture.size)).astype(np.float32)
+    pooled = table[tokens[:, :3]].mean(1)
+    ngrams = rng.integers(0, architecture.ngrams, (num_rows, 2 * length)).astype(np.int32)
+    weights = rng.uniform(size=ngrams.shape).astype(np.float32)
+    batch = TextBatch(
+        pooled if architecture.pooled else None,
+        None if architecture.pooled else tokens,
+        ngrams,
+        weights,
+    )
+    return batch, table if architecture.pretrained and not architecture.pooled else None
+
+
+def test_both_presets_have_the_same_decisions():
+    full, cpu = (make_text_family(preset).space for preset in ("full", "cpu"))
+    assert list(full.names) == list(cpu.names) == NAMES
+    for a, b in zip(full.decisions, cpu.decisions, strict=True):
+        assert len(b.choices) >= 2 and len(a.choices) >= len(b.choices)
+    by_name = {decision.name: decision.choices for decision in full.decisions}
+    assert by_name["hidden_layers"] == (0, 1, 2, 3, 5)
+    assert by_name["samples"] == (100_000, 200_000, 500_000, 1_000_000, 2_000_000)
+    assert set(by_name["embedding"]) >= {"glove50", "random32", "random128", "hashed64"}
+
+
+@pytest.mark.parametrize("preset", ["cpu", "full"])
+def test_every_design_has_a_spec_that_only_active_decisions_change(preset):
+    family = make_text_family(preset)
+    for design in random_designs(family.space, 50):
+        spec = family.make_spec(design)
+        architecture = spec.architecture
+        assert hash(architecture) is not None and str(architecture)
+        assert bool(architecture.conv_widths) == design["convolution"]
+        assert architecture.hidden_layers == design["hidden_layers"]
+        assert architecture.pretrained == ("fine_tune" in design)
+        assert architecture.pooled == (
+            design.get("fine_tune") is False and not design["convolution"]
+        )
+        assert spec.num_samples == design["samples"]
+        assert spec.optimizers["wide"].learning_rate == design["wide_learning_rate"]
+
+
+def test_architecture_holds_nothing_that_could_be_traced():
+    family = make_text_family("cpu")
+    traced = {"lowercase", "strip", "optimizer", "samples", "normalization", "conv_batch_norm"}
+    for design in random_designs(family.space, 30):
+        spec = family.make_spec(design)
+        for decision in family.space.decisions:
+            changes = any(
+                word in decision.name for word in ("rate", "regular", "drop", "activation")
+            )
+            if decision.name in design and (changes or decision.name in traced):
+                other = {**design, decision.name: decision.choices[-1]}
+                assert family.make_spec(other).architecture == spec.architecture
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_models_apply(seed):
+    family = make_text_family("cpu")
+    spec = family.make_spec(random_designs(family.space, 1, seed)[0])
+    model = make_text_model(spec.architecture, 3)
+    batch, table = make_inputs(spec.architecture)
+    hyper = spec.hyperparameters
+    variables = model.init(jnp.uint32(1), batch, table, hyper)
+    assert set(variables["params"]) == {"deep", "wide"}
+    logits, _ = model.apply(variables, batch, table, hyper, None)
+    assert logits.shape == (6, 3) and bool(jnp.all(jnp.isfinite(logits)))
+    trained, stats = model.apply(variables, batch, table, hyper, jnp.uint32(2))
+    assert trained.shape == (6, 3)
+    assert jax.tree.structure(stats) == jax.tree.structure(variables.get("batch_stats", {}))
+
+
+def text_design(**changes):
+    design = {
+        "embedding": "glove50",
+        "fine_tune": False,
+        "lowercase": True,
+        "strip": True,
+        "convolution": False,
+        "hidden_layers": 0,
+        "optimizer": "sgd",
+        "deep_learning_rate": 0.001,
+        "deep_regularization": 0.0,
+        "wide_learning_rate": 0.001,
+        "wide_regularization": 0.0,
+        "samples": 10_000,
+    }
+    return {**design, **changes}
+
+
+CONVOLUTION = {
+    "convolution": True,
+    "conv_activation": "relu",
+    "conv_batch_norm": False,
+    "conv_max_ngram": 3,
+    "conv_dropout": 0.0,
+    "conv_filters": 16,
+    "conv_embedding_dropout": 0.0,
+}
+
+
+def test_wide_and_deep_towers_by_hand():
+    family = make_text_family("cpu")
+    spec = family.make_spec(text_design())
+    batch, _ = make_inputs(spec.architecture)
+    model = make_text_model(spec.architecture, 2)
+    variables = model.init(jnp.uint32(1), batch, None, spec.hyperparameters)
+    rng = np.random.default_rng(1)
+    wide = rng.normal(size=(spec.architecture.ngrams, 2)).astype(np.float32)
+    variables["params"]["wide"] = {"table": wide, "bias": jnp.array([0.5, -0.5])}
+    expected = np.einsum("bw,bwc->bc", batch.weights, wide[batch.ngrams])
+    expected += np.array([[0.5, -0.5]])
+    expected += batch.pooled @ np.asarray(variables["params"]["deep"]["output"]).T
+    logits, _ = model.apply(variables, batch, None, spec.hyperparameters, None)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pooled_data_and_pooling_in_the_model_agree():
+    """A frozen child reads means made beforehand; the fine-tuned one starts with the same means."""
+    family = make_text_family("cpu")
+    frozen = family.make_spec(text_design())
+    tuned = family.make_spec(text_design(fine_tune=True))
+    batch, table = make_inputs(tuned.architecture)
+    pooled = table[batch.tokens[:, :3]].mean(1)
+    outputs = []
+    for spec, inputs, constants in (
+        (frozen, batch._replace(pooled=pooled, tokens=None), None),
+        (tuned, batch, table),
+    ):
+        model = make_text_model(spec.architecture, 2)
+        variables = model.init(jnp.uint32(1), inputs, constants, spec.hyperparameters)
+        outputs.append(model.apply(variables, inputs, constants, spec.hyperparameters, None)[0])
+    np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-5)
+
+
+def test_convolution_sees_order_and_no_padding():
+    family = make_text_family("cpu")
+    spec = family.make_spec(text_design(embedding="random32", **CONVOLUTION))
+    batch, _ = make_inputs(spec.architecture)
+    model = make_text_model(spec.architecture, 2)
+    variables = model.init(jnp.uint32(1), batch, None, spec.hyperparameters)
+
+    def logits(tokens):
+        inputs = batch._replace(tokens=tokens)
+        return model.apply(variables, inputs, None, spec.hyperparameters, None)[0]
+
+    swapped = np.array(batch.tokens)
+    swapped[:, [0, 1]] = swapped[:, [1, 0]]
+    assert not np.allclose(logits(batch.tokens), logits(swapped), atol=1e-4)
+    longer = np.pad(batch.tokens, ((0, 0), (0, 4)))
+    np.testing.assert_allclose(logits(batch.tokens), logits(longer), atol=1e-5)
+    assert np.isfinite(logits(np.zeros_like(batch.tokens))).all()  # empty texts
+
+
+def test_draws_do_not_depend_on_padded_classes_or_rows():
+    family = make_text_family("cpu")
+    spec = family.make_spec(text_design(embedding="random32"))
+    longer = spec.architecture._replace(rows=spec.architecture.rows + 100)
+    starts = []
+    for architecture, classes in ((spec.architecture, 2), (longer, 5)):
+        batch, _ = make_inputs(spec.architecture)
+        model = make_text_model(architecture, classes)
+        variables = model.init(jnp.uint32(1), batch, None, spec.hyperparameters)
+        starts.append(variables["params"]["deep"])
+    rows = spec.architecture.rows
+    np.testing.assert_array_equal(starts[0]["table"], starts[1]["table"][:rows])
+    np.testing.assert_array_equal(starts[0]["output"], starts[1]["output"][:2])
+
+
+def test_own_embeddings_join_the_choices():
+    space = make_text_family("cpu", {"glove50": 50, "mine": 7}).space
+    assert space.decisions[0].choices[:2] == ("glove50", "mine")
+    assert space.decisions[1].active_if == {"embedding": ("glove50", "mine")}
+    without = make_text_family("cpu", {}).space
+    assert "fine_tune" not in without.names
+    spec = make_text_family("cpu", {"mine": 7}).make_spec(text_design(embedding="mine"))
+    assert spec.architecture.size == 7 and spec.architecture.pretrained
+    assert spec.preprocessing == TextPreprocessing(lowercase=True, strip=True)
+    assert spec.architecture.rows == PRESETS["cpu"].vocabulary
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("gpu",), "there are cpu, full"), (("cpu", {"random32": 5}), "'random32' is taken")],
+)
+def test_refusals(arguments, message):
+    with pytest.raises(UserError, match=message):
+        make_text_family(*arguments)

@@ -1,0 +1,81 @@
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from mnms_jax.config import RESUMABLE, Config
+from mnms_jax.types import UserError
+
+
+def test_defaults_are_valid_and_described():
+    config = Config()
+    assert config.tasks == ("vader_movie", "vader_amazon")
+    for field in dataclasses.fields(Config):
+        assert len(field.metadata["help"]) > 10
+    assert set(RESUMABLE) < {field.name for field in dataclasses.fields(Config)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ()}, "at least one task"),
+        ({"tasks": ("a", "a")}, "each once"),
+        ({"num_trials": 0}, "--num_trials=0: must be at least 1"),
+        ({"round_size": -1}, "--round_size=-1"),
+        ({"time_limit": -1.0}, "--time_limit"),
+        ({"time_limit": float("nan")}, "--time_limit=nan"),
+        ({"space": "gpu"}, "--space=gpu: must be one of cpu, full"),
+        ({"embeddings": ("mine",)}, "--embeddings=mine: must be name=path"),
+    ],
+)
+def test_bad_values(changes, message):
+    with pytest.raises(UserError, match=message):
+        Config(**changes)
+
+
+def test_rounds_are_shared_out_evenly():
+    assert Config(round_size=16).trials_per_task == 8
+    assert Config(tasks=("a", "b", "c"), round_size=16).trials_per_task == 6
+    assert Config(tasks=("a", "b", "c"), round_size=1).trials_per_task == 1
+
+
+def test_embedding_files():
+    files = Config(embeddings=("a=x/y.txt", "b=c=d.npz")).embedding_files
+    assert files == {"a": "x/y.txt", "b": "c=d.npz"}
+
+
+SCRIPT = """
+from absl import app
+from mnms_jax.config import config_from_flags, define_flags
+define_flags(seed=7)
+app.run(lambda argv: print(config_from_flags()))
+"""
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_flags_become_the_config():
+    done = run("--tasks=sst2,imdb", "--num_trials=3", "--nosave_controller", "--time_limit=1.5")
+    expected = Config(
+        tasks=("sst2", "imdb"), num_trials=3, save_controller=False, time_limit=1.5, seed=7
+    )
+    assert done.stdout.strip() == str(expected)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--num_trails=3", "num_trials"),
+        ("--learner=pp0", "ppo"),
+        ("--num_trials=many", "integer"),
+    ],
+)
+def test_a_misspelt_flag_or_value_is_answered_with_the_right_one(flag, message):
+    done = run(flag)
+    assert done.returncode != 0
+    assert message in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,129 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy import SPACE, make_family, make_task
+
+from mnms_jax.children.text import PRESETS, make_text_family
+from mnms_jax.controller import make_policy
+from mnms_jax.export import (
+    SavedController,
+    TextChild,
+    load_child,
+    load_controller,
+    save_child,
+    save_controller,
+)
+from mnms_jax.tasks.embeddings import WordVectors
+from mnms_jax.tasks.inputs import TextInputs
+from mnms_jax.training.fit import Request, Trainer
+from mnms_jax.types import UserError
+
+TASK = make_task("one", 200, num_classes=2, seed=1)
+OTHER = make_task("other", 90, num_classes=3, seed=2)
+
+
+def train_child(embedding="random32", **choices):
+    """Returns a trained child as an experiment makes it, and its validation accuracy."""
+    words = sorted({word for text in TASK.splits["train"].texts for word in text.lower().split()})
+    table = np.random.default_rng(0).normal(size=(len(words), 6)).astype(np.float32)
+    vectors = WordVectors({word: i for i, word in enumerate(words)}, table)
+    inputs = TextInputs((TASK, OTHER), PRESETS["cpu"]._replace(length=8), {"mine": lambda: vectors})
+    family = make_text_family("cpu", {"mine": 6})
+    trainer = Trainer(family, inputs.child_data, num_classes=3)
+    base = {d.name: d.choices[0] for d in make_family().space.decisions}
+    design = {**base, "embedding": embedding, **choices}
+    outcome, variables = trainer.fit(Request(0, "one", 0, design))
+    spec = family.make_spec(design)
+    return TextChild(
+        "one",
+        TASK.class_names,
+        design,
+        spec.architecture,
+        spec.hyperparameters,
+        inputs.encoder(0, spec.preprocessing),
+        inputs.table(0, spec.preprocessing, spec.architecture),
+        variables,
+    ), float(outcome.accuracy)
+
+
+DEEP = {
+    "hidden_layers": 1,
+    "hidden_size": 64,
+    "hidden_activation": "tanh",
+    "normalization": "batch",
+    "hidden_dropout": 0.2,
+    "convolution": True,
+    "conv_activation": "relu",
+    "conv_batch_norm": True,
+    "conv_max_ngram": 2,
+    "conv_dropout": 0.2,
+    "conv_filters": 16,
+    "conv_embedding_dropout": 0.2,
+}
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {},
+        {"embedding": "mine", "fine_tune": False},
+        {"embedding": "mine", "fine_tune": True, "lowercase": False, "strip": False},
+        {"embedding": "mine", "fine_tune": False, **DEEP},
+        {"embedding": "hashed32"},
+    ],
+)
+def test_a_child_comes_back_and_predicts_the_same(tmp_path, choices):
+    child, accuracy = train_child(**choices)
+    split = TASK.splits["validation"]
+    probabilities = child.predict_proba(split.texts)
+    assert probabilities.shape == (len(split.texts), 2)
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+    # What is predicted from raw texts is what was measured in training.
+    assert np.mean(probabilities.argmax(1) == split.labels) == pytest.approx(accuracy)
+    save_child(tmp_path / "best", child)
+    again = load_child(tmp_path / "best")
+    np.testing.assert_array_equal(again.predict_proba(split.texts), probabilities)
+    assert again.predict(split.texts) == [TASK.class_names[i] for i in probabilities.argmax(1)]
+    assert again.decisions == child.decisions and again.task == "one"
+
+
+def test_texts_of_all_kinds_get_probabilities():
+    child, _ = train_child()
+    texts = ["", "   ", "?!", "unseen words only", "film " * 500, "日本語", "\x00"]
+    assert np.isfinite(child.predict_proba(texts)).all()
+    assert child.predict([]) == []
+
+
+def test_saving_twice_replaces(tmp_path):
+    first, _ = train_child()
+    second, _ = train_child(samples=128)
+    save_child(tmp_path, first)
+    save_child(tmp_path, second)
+    texts = TASK.splits["test"].texts
+    np.testing.assert_array_equal(
+        load_child(tmp_path).predict_proba(texts), second.predict_proba(texts)
+    )
+
+
+def test_no_child_here(tmp_path):
+    with pytest.raises(UserError, match="holds no child"):
+        load_child(tmp_path)
+    (tmp_path / "child.json").write_text("{")
+    with pytest.raises(UserError, match="holds no child"):
+        load_child(tmp_path)
+    with pytest.raises(UserError, match="holds no controller"):
+        load_controller(tmp_path)
+
+
+def test_a_controller_comes_back(tmp_path, key):
+    policy = make_policy(SPACE, 2)
+    params = policy.init(key)
+    save_controller(tmp_path, SavedController(("one", "two"), SPACE, params))
+    again = load_controller(tmp_path)
+    assert again.task_names == ("one", "two")
+    assert again.space.fingerprint == SPACE.fingerprint
+    restored = make_policy(again.space, 2).sample(again.params, key, jnp.int32(1))
+    for a, b in zip(restored, policy.sample(params, key, jnp.int32(1)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert jax.tree.structure(again.params) == jax.tree.structure(params)

@@ -1,0 +1,90 @@
+"""The list of files is the order of dependency, and importing the library does nothing."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import mnms_jax
+
+ROOT = pathlib.Path(mnms_jax.__file__).parent
+# Arrows point up this list only.
+ORDER = """types space controller replay advantage losses learner search children.layers
+children.text training.optimizer training.plan training.program training.fit tasks.text
+tasks.packaged tasks.embeddings tasks.tfds tasks.inputs tasks.reference tasks.registry config store
+export tracking report run experiment""".split()
+PURE = ORDER[: ORDER.index("training.program") + 1]
+IMPURE_LIBRARIES = {"absl", "tensorflow_datasets", "orbax", "tensorboardX", "rich", "pathlib", "os"}
+
+
+def imports_of(module):
+    """Returns the library's own modules that a file imports, and other top-level packages."""
+    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    own = {
+        m
+        for m in ORDER
+        if any(n == f"mnms_jax.{m}" or n.startswith(f"mnms_jax.{m}.") for n in names)
+    }
+    return own, {name.split(".")[0] for name in names}
+
+
+def test_the_list_is_complete():
+    files = {
+        str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
+        for path in ROOT.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert files == set(ORDER)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_nothing_imports_upward(module):
+    own, _ = imports_of(module)
+    assert own <= set(ORDER[: ORDER.index(module)])
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_the_pure_part_does_no_io(module):
+    own, others = imports_of(module)
+    assert not others & IMPURE_LIBRARIES
+    assert own <= set(PURE)
+    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+    calls = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and hasattr(n.func, "id")}
+    assert not calls & {"open", "print"}
+
+
+def test_importing_touches_no_device_flag_or_heavy_library():
+    code = """
+import sys
+import mnms_jax
+from absl import flags
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized()
+assert "tasks" not in flags.FLAGS and not flags.FLAGS.is_parsed()
+for name in ("tensorflow", "tensorflow_datasets", "torch", "sklearn", "matplotlib"):
+    assert name not in sys.modules, name
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
+
+
+def test_the_public_surface_is_what_it_says():
+    assert mnms_jax.__all__ == PUBLIC
+    for name in PUBLIC:
+        assert getattr(mnms_jax, name).__doc__ or name.isupper(), name
+
+
+PUBLIC = """PRESETS ChildFamily ChildModel ChildSpec Config Decision Learner Policy PolicyOutput
+Proposal
+Request Search SearchSpace SearchState Split Task TextInputs Trainer TrialResult UserError
+choice_frequencies entropy_loss glove50 load_child load_controller load_tasks load_word_vectors
+make_null_learner make_policy make_ppo_learner make_random_policy make_reinforce_learner
+make_requests make_search make_text_family ppo_loss rank_advantage reinforce_loss relative_advantage
+run_experiment standardized_advantage""".split()

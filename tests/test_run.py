@@ -1,0 +1,195 @@
+import itertools
+import json
+
+import jax
+import pytest
+from toy import make_family, make_task, make_trainer
+
+from mnms_jax.controller import make_policy
+from mnms_jax.learner import make_ppo_learner
+from mnms_jax.run import Budget, RoundSetup, make_requests, run_rounds
+from mnms_jax.search import make_search
+from mnms_jax.store import open_workdir
+from mnms_jax.types import UserError
+
+TASKS = (make_task("one", 200, seed=1), make_task("two", 150, seed=2))
+NAMES = ("one", "two")
+
+
+class Recorder:
+    """A tracker that keeps what it is shown."""
+
+    def __init__(self):
+        self.shown = []
+
+    def show(self, progress):
+        self.shown.append(progress)
+
+
+class DiedError(Exception):
+    pass
+
+
+class DyingTrainer:
+    """Trains like another trainer until it has given so many results, then dies."""
+
+    def __init__(self, trainer, lifetime):
+        self._trainer, self._left = trainer, lifetime
+        self.trained = 0
+
+    @property
+    def stats(self):
+        return self._trainer.stats
+
+    def train(self, requests):
+        for result in self._trainer.train(requests):
+            if self._left == 0:
+                raise DiedError
+            self._left -= 1
+            self.trained += 1
+            yield result
+
+
+@pytest.fixture(scope="module")
+def family():
+    return make_family(
+        lowercase=(True, False),
+        optimizer=("adam", "sgd"),
+        deep_learning_rate=(0.01, 1e30),
+        samples=(128, 256, 384),
+    )
+
+
+@pytest.fixture(scope="module")
+def trainer(family):
+    return make_trainer(TASKS, family)
+
+
+def setup_of(family, trainer, num_trials=8, **budget):
+    policy = make_policy(family.space, 2)
+    learner = make_ppo_learner(policy, learning_rate=0.02)
+    search = make_search(family.space, policy, learner, num_tasks=2, trials_per_task=3)
+    setup = RoundSetup(family.space, NAMES, search, trainer, Budget(num_trials, **budget))
+    return setup, search.init(jax.random.key(0))
+
+
+def search_in(path, family, trainer, **kwargs):
+    setup, state = setup_of(family, trainer, **kwargs)
+    recorder = Recorder()
+    with open_workdir(path, {}) as workdir:
+        state = run_rounds(setup, state, workdir, recorder, "ppo")
+        return state, workdir.log.records, recorder.shown
+
+
+def lines(path):
+    """Returns the log without the seconds, which differ between runs."""
+    rows = [json.loads(line) for line in (path / "trials.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, family, trainer):
+    path = tmp_path_factory.mktemp("whole")
+    return path, *search_in(path, family, trainer)
+
+
+def test_log_holds_every_trial_once_and_in_order(whole):
+    _, state, records, _ = whole
+    assert [(r.task, r.trial) for r in records] == [(n, t) for t in range(8) for n in NAMES]
+    assert [r.round for r in records] == [t // 3 for t in range(8) for _ in NAMES]
+    assert int(state.step) == 2  # the third round is cut short by the budget
+
+
+def test_repeats_are_answered_from_the_log(whole):
+    first = {}
+    repeats = 0
+    for record in whole[2]:
+        key = (record.task, json.dumps(record.decisions))
+        if key in first:
+            repeats += 1
+            assert (record.bucket, record.samples, record.seconds) == ("log", 0, 0.0)
+            assert (record.reward, record.failed) == first[key]
+        else:
+            first[key] = (record.reward, record.failed)
+            assert record.bucket != "log" and record.seconds > 0
+    assert repeats >= 1
+
+
+def test_failures_are_logged_with_a_reason_and_the_search_goes_on(whole):
+    records = whole[2]
+    failed = [r for r in records if r.decisions["deep_learning_rate"] == 1e30]
+    assert failed and any(r.reward is not None for r in records)
+    assert all((r.reward is None) == (r.failed is not None) for r in records)
+    assert any(r.failed and "diverged" in r.failed for r in failed)
+
+
+def test_progress(whole):
+    shown = whole[3]
+    assert [p.round for p in shown] == [1, 2, 3]
+    assert shown[-1].trials == 16 and shown[-1].num_rounds == 3
+    assert shown[-1].seconds_left == 0
+    best = max(r.reward for r in whole[2] if r.task == "one" and r.reward is not None)
+    assert shown[-1].best_reward["one"] == best
+    assert 0 < shown[-1].compile_share < 1
+    assert "policy_entropy" in shown[0].scalars
+
+
+@pytest.mark.parametrize("lifetime", [0, 1, 4, 7])
+def test_a_search_that_dies_ends_with_the_same_trials(tmp_path, family, trainer, whole, lifetime):
+    dying = DyingTrainer(trainer, lifetime)
+    with pytest.raises(DiedError):
+        search_in(tmp_path, family, dying)
+    survivor = DyingTrainer(trainer, 99)
+    search_in(tmp_path, family, survivor)
+    assert lines(tmp_path) == lines(whole[0])
+    trained = len([r for r in whole[2] if r.bucket != "log"])
+    # At most what was done but had to wait for an earlier trial of its round is done again.
+    assert trained - lifetime <= survivor.trained <= trained
+
+
+def test_a_search_without_its_checkpoints_is_rebuilt_from_the_log(tmp_path, family, trainer, whole):
+    (tmp_path / "trials.jsonl").write_text((whole[0] / "trials.jsonl").read_text())
+    dead = DyingTrainer(trainer, 0)  # nothing may be trained
+    state, *_ = search_in(tmp_path, family, dead)
+    for ours, theirs in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(whole[1].params), strict=True
+    ):
+        assert (ours == theirs).all()
+
+
+def test_a_larger_budget_goes_on_as_if_it_had_been_so_at_once(tmp_path, family, trainer, whole):
+    search_in(tmp_path, family, trainer, num_trials=4)
+    search_in(tmp_path, family, trainer, num_trials=8)
+    assert lines(tmp_path) == lines(whole[0])
+
+
+def test_a_deadline_in_the_past_begins_no_round(tmp_path, family, trainer):
+    _, records, _ = search_in(tmp_path, family, trainer, deadline=0.0)
+    assert records == []
+
+
+def test_a_log_of_another_search_is_refused(tmp_path, family, trainer, whole):
+    text = (whole[0] / "trials.jsonl").read_text().splitlines()
+    row = json.loads(text[0])
+    row["decisions"]["lowercase"] = not row["decisions"]["lowercase"]
+    (tmp_path / "trials.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match="trial 0 of one in the log has another design"):
+        search_in(tmp_path, family, trainer)
+
+
+def test_a_log_with_a_hole_is_refused(tmp_path, family, trainer, whole):
+    text = (whole[0] / "trials.jsonl").read_text().splitlines()
+    (tmp_path / "trials.jsonl").write_text("\n".join([text[0], *text[2:4]]) + "\n")
+    with pytest.raises(UserError, match="lacks a trial"):
+        search_in(tmp_path, family, trainer)
+
+
+def test_requests_number_trials_by_round(family):
+    setup, state = setup_of(family, None)
+    proposal = setup.search.ask(state)
+    requests = make_requests(family.space, NAMES, proposal, 2)
+    assert [(r.task_id, r.task_name, r.trial) for r in requests] == [
+        (i, NAMES[i], t) for t, i in itertools.product((6, 7, 8), (0, 1))
+    ]
+    for request, actions in zip(requests, proposal.actions, strict=True):
+        assert family.space.encode(request.design).tolist() == actions.tolist()
