@@ -6,6 +6,7 @@ import functools
 import logging as stdlib_logging
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -246,7 +247,7 @@ def _print(
     summaries: Sequence[TaskSummary],
     specialization: Sequence[Specialization],
 ) -> None:
-    console = rich.console.Console()
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
     print_summary(summaries, specialization, console)
     written = ["trials.jsonl", "summary.json", "best/TASK", "tensorboard", "checkpoints"]
     if config.save_controller and config.learner != "random":

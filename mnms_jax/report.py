@@ -92,18 +92,15 @@ def print_summary(
     console: rich.console.Console,
 ) -> None:
     """Prints the final table and what the controller came to prefer."""
-    table = rich.table.Table(title="accuracy in %: validation / test", show_lines=True)
-    columns = ("task", "best child", "its top 10", "random: best", "its top 10", "TF-IDF + LR")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "task" else "right")
+    table = rich.table.Table(title="accuracy in %, validation / test")
+    for column in ("task", "searched by", "best by validation", f"mean of the top {NUM_FINALISTS}"):
+        table.add_column(column, justify="left" if column[0] in "ts" else "right")
     for summary in summaries:
+        table.add_row(summary.task, "the controller", *_cells(summary.finalists))
+        if summary.random:
+            table.add_row("", "random search, as many trials", *_cells(summary.random))
         reference = f"{_percent(summary.reference.validation)} / {_percent(summary.reference.test)}"
-        table.add_row(
-            f"{summary.task}",
-            *_cells(summary.finalists),
-            *(_cells(summary.random) if summary.random else ("-", "-")),
-            reference,
-        )
+        table.add_row("", "TF-IDF + logistic regression", reference, "", end_section=True)
     console.print(table)
     for summary in summaries:
         if summary.finalists.records:

@@ -72,7 +72,7 @@ def test_flags_become_the_config():
     [
         ("--num_trails=3", "num_trials"),
         ("--learner=pp0", "ppo"),
-        ("--num_trials=many", "integer"),
+        ("--num_trials=many", "'many'"),
     ],
 )
 def test_a_misspelt_flag_or_value_is_answered_with_the_right_one(flag, message):

@@ -147,7 +147,7 @@ def make_text_family(
             rows=rows,
             size=size,
             pretrained=name in pretrained,
-            trained=bool(design.get("fine_tune", True)),
+            trained=name not in pretrained or bool(design["fine_tune"]),
             hashed=hashed,
             conv_widths=tuple(range(2, int(design.get("conv_max_ngram", 1)) + 1)),
             conv_filters=int(design.get("conv_filters", 0)),
@@ -262,7 +262,7 @@ class _DeepTower(nn.Module):
         self, tokens: Array, table: Array, hyper: TextHyperparameters, seed: Array, train: bool
     ) -> Array:
         """Returns the mean embedding, and the convolutions' maxima over the text."""
-        mask = (tokens > 0).astype(jnp.float32)[..., None]
+        mask = jnp.asarray(tokens > 0, jnp.float32)[..., None]
         embedded = table[tokens] * mask
         features = [jnp.sum(embedded, 1) / jnp.maximum(jnp.sum(mask, 1), 1.0)]
         embedded = dropout(embedded, hyper.conv_embedding_dropout, seed, 100, train=train)
@@ -311,7 +311,7 @@ def _decisions(cpu: bool, embeddings: tuple[str, ...], pretrained: Sequence[str]
     dropouts = (0.0, 0.2, 0.5) if cpu else (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
     layers = (0, 1, 2) if cpu else (0, 1, 2, 3, 5)
     hidden: dict[str, tuple[Choice, ...]] = {"hidden_layers": layers[1:]}
-    rates = (0.001, 0.003, 0.01, 0.05) if cpu else (0.001, 0.005, 0.01, 0.05, 0.1, 0.5)
+    rates = (0.001, 0.005, 0.05, 0.5) if cpu else (0.001, 0.005, 0.01, 0.05, 0.1, 0.5)
     samples = (10_000, 20_000, 40_000) if cpu else (100_000, 200_000, 500_000, 1_000_000, 2_000_000)
     table = [
         Decision("embedding", embeddings),

@@ -1,0 +1,30 @@
+# make search: set up and run a real multitask search. make test: set up and run all tests.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: search test lint clean
+
+search: .venv/run.stamp
+	$(BIN)/python -m experiments.multitask
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest --numprocesses=auto
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/run.stamp: setup.py | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/dev.stamp: setup.py | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[dev]
+	touch $@ .venv/run.stamp
