@@ -142,6 +142,8 @@ def make_text_family(
     def make_spec(design: Mapping[str, Choice]) -> ChildSpec:
         name = str(design["embedding"])
         rows, size, hashed = modules[name]
+        widths = range(2, int(design["conv_max_ngram"]) + 1) if design["convolution"] else ()
+        layers = int(design["hidden_layers"])
         architecture = TextArchitecture(
             embedding=name if name in pretrained else "",
             rows=rows,
@@ -149,10 +151,10 @@ def make_text_family(
             pretrained=name in pretrained,
             trained=name not in pretrained or bool(design["fine_tune"]),
             hashed=hashed,
-            conv_widths=tuple(range(2, int(design.get("conv_max_ngram", 1)) + 1)),
-            conv_filters=int(design.get("conv_filters", 0)),
-            hidden_layers=int(design["hidden_layers"]),
-            hidden_size=int(design.get("hidden_size", 0)),
+            conv_widths=tuple(widths),
+            conv_filters=int(design["conv_filters"]) if widths else 0,
+            hidden_layers=layers,
+            hidden_size=int(design["hidden_size"]) if layers else 0,
             ngrams=sizes.ngrams,
         )
         return ChildSpec(

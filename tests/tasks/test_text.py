@@ -1,9 +1,24 @@
 import hashlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from toy import make_task
 
-from mnms_jax.tasks.text import deduplicate, normalize, split_rows
+from mnms_jax.children.text import PRESETS, TextPreprocessing, TextSizes, make_text_family
+from mnms_jax.tasks.inputs import TextInputs
+from mnms_jax.tasks.text import (
+    common_length,
+    deduplicate,
+    encode,
+    fit_encoder,
+    make_batch,
+    normalize,
+    split_rows,
+    tokenize,
+)
+from mnms_jax.types import Split
 
 _SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
@@ -98,3 +113,102 @@ def test_split_rows_depends_on_the_seed_and_not_on_the_order() -> None:
 def test_split_rows_needs_a_label_of_each_text_at_least() -> None:
     with pytest.raises(IndexError):
         split_rows(["a", "b", "c"], [0], {"all": 1.0})
+
+
+SIZES = TextSizes(vocabulary=6, length=5, ngrams=64, hashed=32)
+PLAIN = TextPreprocessing(lowercase=True, strip=True)
+
+
+@pytest.mark.parametrize(
+    ("lowercase", "strip", "expected"),
+    [
+        (True, True, ["it", "s", "a", "été", "42"]),
+        (False, True, ["It", "s", "a", "ÉTÉ", "42"]),
+        (True, False, ["it", "'", "s", "a", "été", "!", "!", "42"]),
+    ],
+)
+def test_tokenize(lowercase, strip, expected):
+    assert tokenize("It's a ÉTÉ!! 42", TextPreprocessing(lowercase, strip)) == expected
+
+
+def test_common_length_is_a_multiple_of_eight_that_fits_most():
+    split = Split(tuple("a " * n for n in range(1, 101)), np.zeros(100, np.int32))
+    assert common_length([split], limit=256) == 96  # the 95th percentile is 95.05
+    assert common_length([split], limit=40) == 40
+    assert common_length([Split(("",), np.zeros(1, np.int32))], limit=40) == 8
+
+
+def test_vocabulary_holds_the_commonest_words_of_the_training_texts():
+    encoder = fit_encoder(["b a", "b a c", "b d e f"], PLAIN, SIZES, 5)
+    assert encoder.vocabulary == ("<padding>", "<unknown>", "b", "a", "c", "d")
+    rows = encode(encoder, ["b zzz a", "", "d d d d d d d"])
+    assert rows.tokens.tolist() == [[2, 1, 3, 0, 0], [0] * 5, [5] * 5]
+    assert rows.tokens.dtype == np.int32
+
+
+def test_tf_idf_by_hand():
+    encoder = fit_encoder(["b a", "b c"], PLAIN, SIZES, 3)
+    rows = encode(encoder, ["b a b a"])  # cut to "b a b": n-grams b, "b a", a, "a b", b
+    assert rows.ngrams.shape == (1, 6)
+    common, rare = np.log(3 / 3) + 1, np.log(3 / 2) + 1  # in both training texts, in one
+    # "a b" was never seen, the second b repeats the first, and the last bigram is padding.
+    expected = np.array([common, rare, rare, 0, 0, 0])
+    np.testing.assert_allclose(rows.weights[0], expected / np.linalg.norm(expected), rtol=1e-6)
+    assert (rows.ngrams[0] > 0).tolist() == [True, True, True, False, False, False]
+
+
+def test_ngrams_are_told_apart_and_the_commonest_kept():
+    texts = [f"w{i} w{j}" for i in range(30) for j in range(30) if i != j]
+    everything = fit_encoder(texts, PLAIN, SIZES._replace(ngrams=2**12), 2)
+    assert everything.hashes.size == 30 + 30 * 29  # no two collide
+    few = fit_encoder(texts, PLAIN, SIZES._replace(ngrams=31), 2)
+    assert few.hashes.size == 30  # the words, which are commoner than any pair
+    assert set(few.hashes) < set(everything.hashes)
+    assert encode(few, texts).ngrams.max() == 30
+    assert not encode(few, ["w1 w2"]).ngrams[0, 1]
+
+
+def test_tf_idf_agrees_with_scikit_learn():
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = ["the film was good", "the film was bad", "a very very good book", "bad bad bad"]
+    encoder = fit_encoder(texts, PLAIN, SIZES._replace(ngrams=2**12), 8)
+    rows = encode(encoder, texts)
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), binary=True, token_pattern=r"\w+")
+    expected = vectorizer.fit_transform(texts)
+    for row, (_, reference) in enumerate(zip(texts, expected, strict=True)):
+        ours = np.sort(rows.weights[row][rows.weights[row] > 0])
+        np.testing.assert_allclose(ours, np.sort(reference.data), rtol=1e-5)
+
+
+def test_batches_hold_what_their_architecture_reads():
+    encoder = fit_encoder(["b a", "b c d"], PLAIN, SIZES, 3)
+    rows = encode(encoder, ["b d zzz", ""])
+    table = np.arange(12, dtype=np.float32).reshape(6, 2)
+    family = make_text_family("cpu", {"mine": 2})
+    base = {d.name: d.choices[0] for d in family.space.decisions}
+    frozen = family.make_spec({**base, "embedding": "mine"}).architecture
+    batch = make_batch(rows, frozen, table)
+    assert batch.tokens is None
+    np.testing.assert_allclose(batch.pooled, [(table[2] + table[5] + table[1]) / 3, [0, 0]])
+    hashed = family.make_spec({**base, "embedding": "hashed32"}).architecture._replace(rows=4)
+    batch = make_batch(rows, hashed, None)
+    assert batch.pooled is None and batch.tokens.shape == (2, 6)
+    assert ((batch.tokens > 0) == (rows.ngrams > 0)).all() and batch.tokens.max() < 4
+    words = family.make_spec({**base, "embedding": "random32"}).architecture
+    np.testing.assert_array_equal(make_batch(rows, words, None).tokens, rows.tokens)
+
+
+def test_all_tasks_share_shapes_and_padding_is_never_counted():
+    short = make_task("short", 30, num_classes=2, seed=1)
+    long = make_task("long", 90, num_classes=4, seed=2)
+    inputs = TextInputs((short, long), PRESETS["cpu"], {})
+    family = make_text_family("cpu", {})
+    base = {d.name: d.choices[0] for d in family.space.decisions}
+    spec = family.make_spec(base)
+    first, second = (inputs.child_data(i, spec) for i in (0, 1))
+    assert jax.tree.map(jnp.shape, first) == jax.tree.map(jnp.shape, second)
+    assert (int(first.num_train), int(second.num_train)) == (30, 90)
+    assert (int(first.num_classes), inputs.num_classes) == (2, 4)
+    assert not np.asarray(first.train.tokens[30:]).any()
+    assert inputs.child_data(0, spec) is first  # kept, not made again

@@ -1,0 +1,203 @@
+"""The command that users type, in processes of its own, on data that TFDS's own builders wrote."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tfds_data import write_imdb, write_sst2
+
+import mnms_jax
+from mnms_jax.experiment import make_bench, run_experiment
+from mnms_jax.report import describe
+from mnms_jax.types import UserError
+
+ROOT = pathlib.Path(mnms_jax.__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tfds")
+    write_sst2(path, num_rows=200)
+    write_imdb(path, num_rows=200)
+    return path
+
+
+def command(workdir, data_dir, *flags):
+    return [
+        *(sys.executable, "-m", "experiments.multitask", "--tasks=sst2,imdb", "--round_size=4"),
+        *(f"--workdir={workdir}", f"--data_dir={data_dir}", "--num_trials=4", *flags),
+    ]
+
+
+def run(*arguments, **kwargs):
+    return subprocess.run(
+        [*arguments], capture_output=True, text=True, cwd=ROOT, check=False, **kwargs
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    done = run(*command(workdir, data_dir))
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def lines(workdir):
+    rows = [json.loads(line) for line in (workdir / "trials.jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["seconds"]
+    return rows
+
+
+def test_trials_are_logged(finished):
+    rows = lines(finished[0])
+    expected = [(name, trial) for trial in range(4) for name in ("sst2", "imdb")]
+    assert [(row["task"], row["trial"]) for row in rows] == expected
+    keys = {"task", "trial", "decisions", "reward", "failed", "samples", "bucket", "round"}
+    assert all(set(row) == keys for row in rows)
+
+
+def test_table_says_what_was_found_and_where(finished):
+    workdir, done = finished
+    summary = json.loads((workdir / "summary.json").read_text())
+    for name in ("sst2", "imdb"):
+        rows = [r for r in lines(workdir) if r["task"] == name and r["reward"] is not None]
+        best = summary["tasks"][name]["finalists"][0]
+        assert best["validation"] == max(row["reward"] for row in rows)
+        assert f"{100 * best['validation']:.1f} / {100 * best['test']:.1f}" in done.stdout
+        assert f"(trial {best['trial']}): {describe(best['decisions'])}" in done.stdout
+        reference = summary["tasks"][name]["reference"]
+        assert f"{100 * reference['validation']:.1f} / {100 * reference['test']:.1f}" in done.stdout
+        assert len(summary["tasks"][name]["random"]) >= 1
+    assert f"written to {workdir}" in done.stdout
+    assert "differs by task" in done.stdout or "every decision alike" in done.stdout
+
+
+def test_progress_is_a_line_a_round_where_nobody_watches(finished):
+    shown = re.findall(r"^(ppo|random) round (\d)/2: (\d) trials", finished[1].stderr, re.M)
+    assert shown == [(label, str(i), str(4 * i)) for label in ("ppo", "random") for i in (1, 2)]
+    assert "orbax" not in finished[1].stderr
+
+
+def test_outputs(finished):
+    workdir = finished[0]
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["tasks"] == ["sst2", "imdb"] and config["num_trials"] == 4
+    assert list((workdir / "tensorboard").glob("events*"))
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["1", "2"]
+    assert mnms_jax.load_controller(workdir / "controller").task_names == ("sst2", "imdb")
+    assert len(lines(workdir / "random")) == 8
+
+
+def test_the_best_child_is_loaded_and_predicts_as_it_was_tested(finished, data_dir):
+    workdir = finished[0]
+    best = json.loads((workdir / "summary.json").read_text())["tasks"]["sst2"]["finalists"][0]
+    child = mnms_jax.load_child(workdir / "best" / "sst2")
+    test = mnms_jax.load_tasks(["sst2"], str(data_dir))[0].splits["test"]
+    correct = (child.predict_proba(test.texts).argmax(1) == test.labels).mean()
+    assert correct == pytest.approx(best["test"])
+    assert child.decisions == best["decisions"]
+
+
+def test_the_same_command_again_trains_nothing(finished, data_dir):
+    workdir = finished[0]
+    before = (workdir / "trials.jsonl").read_bytes()
+    done = run(*command(workdir, data_dir))
+    assert done.returncode == 0, done.stderr
+    assert (workdir / "trials.jsonl").read_bytes() == before
+    assert "ppo round" not in done.stderr
+    assert done.stdout == finished[1].stdout
+
+
+def test_another_search_is_refused_with_the_difference(finished, data_dir):
+    done = run(*command(finished[0], data_dir, "--seed=3", "--learner=reinforce"))
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: --workdir")
+    assert "learner: 'ppo' there, 'reinforce' now; seed: 0 there, 3 now" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("moment", ["first trial", "first checkpoint"])
+def test_killed_and_run_again_it_ends_with_the_same_trials(tmp_path, finished, data_dir, moment):
+    workdir = tmp_path / "killed"
+    awaited = {
+        "first trial": workdir / "trials.jsonl",
+        "first checkpoint": workdir / "checkpoints" / "1",
+    }[moment]
+    arguments = command(workdir, data_dir, "--nocompare_random")
+    process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not awaited.exists() and time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert len(lines(workdir)) < 8
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert lines(workdir) == lines(finished[0])
+
+
+def test_missing_data_is_said_within_five_seconds(tmp_path):
+    environment = {
+        **os.environ,
+        "HTTP_PROXY": "http://127.0.0.1:9",
+        "http_proxy": "http://127.0.0.1:9",
+    }
+    environment |= {"HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    start = time.monotonic()
+    done = run(*command(tmp_path / "w", tmp_path / "nothing"), env=environment)
+    seconds = time.monotonic() - start
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    for word in ("glue/sst2", str(tmp_path / "nothing"), "--data_dir", "vader_movie", "trec6"):
+        assert word in done.stderr
+    assert seconds < 5
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (
+            "--tasks=vader_moive",
+            "error: task 'vader_moive' is unknown; did you mean 'vader_movie'?",
+        ),
+        ("--embeddings=mine=/nowhere.txt", "/nowhere.txt"),
+        ("--num_trials=0", "error: --num_trials=0: must be at least 1"),
+        ("extra", "no arguments but flags are taken, got extra"),
+    ],
+)
+def test_mistakes_get_one_clear_line(tmp_path, flag, message):
+    done = run(sys.executable, "-m", "experiments.multitask", f"--workdir={tmp_path / 'w'}", flag)
+    assert done.returncode == 1
+    assert message in done.stderr + done.stdout and "Traceback" not in done.stderr
+
+
+def test_own_embeddings_are_searched_and_exported(tmp_path, data_dir):
+    table = tmp_path / "mine.txt"
+    words = ["good", "bad", "great", "awful", "film", "movie", "the", "a"]
+    table.write_text("\n".join(f"{w} {i}.5 {-i} 0.25" for i, w in enumerate(words)) + "\n")
+    config = mnms_jax.Config(
+        tasks=("sst2",),
+        data_dir=str(data_dir),
+        workdir=str(tmp_path / "w"),
+        embeddings=(f"mine={table}",),
+        num_trials=2,
+        round_size=2,
+        learner="random",
+    )
+    space = make_bench(config).family.space
+    assert "mine" in space.decisions[0].choices
+    summary = run_experiment(config)
+    assert len(summary["tasks"]["sst2"]["finalists"]) == 2
+    assert not (tmp_path / "w" / "controller").exists()
+    # Without the file it is another search space.
+    with pytest.raises(UserError, match=r"embeddings: .*search_space"):
+        run_experiment(mnms_jax.Config(**{**config.__dict__, "embeddings": ()}))
