@@ -36,7 +36,7 @@ def make_ppo_learner(
     *,
     advantage: Advantage = rank_advantage,
     learning_rate: float = 5e-3,
-    entropy_weight: float = 0.02,
+    entropy_weight: float = 0.01,
     clip: float = 0.2,
     num_updates: int = 8,
     batch_size: int = 64,
@@ -88,7 +88,7 @@ def make_reinforce_learner(
     *,
     advantage: Advantage = rank_advantage,
     learning_rate: float = 5e-3,
-    entropy_weight: float = 0.02,
+    entropy_weight: float = 0.01,
     max_grad_norm: float = 1.0,
 ) -> Learner:
     """Returns on-policy REINFORCE: one gradient step on the round's own trials.
