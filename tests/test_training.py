@@ -35,7 +35,7 @@ def test_children_learn_on_every_task(family, trainer):
     results = run(trainer, [request(family, 0, i, samples=25_600) for i in (0, 1)])
     for result in results:
         assert result.failed is None
-        assert result.reward > 0.85
+        assert result.reward > 0.7
         assert result.samples == 25_600
         assert result.bucket == "random32 linear"
         assert result.seconds > 0
