@@ -18,7 +18,7 @@ class Config:
     """A multitask search. The metadata of each field says what it means."""
 
     tasks: tuple[str, ...] = _option(("vader_movie", "vader_amazon"), "Tasks to search on.")
-    num_trials: int = _option(64, "Trials on each task.")
+    num_trials: int = _option(48, "Trials on each task.")
     round_size: int = _option(
         16, "Children trained between two updates of the controller, all tasks together."
     )

@@ -35,8 +35,8 @@ def make_ppo_learner(
     policy: Policy,
     *,
     advantage: Advantage = rank_advantage,
-    learning_rate: float = 5e-3,
-    entropy_weight: float = 0.01,
+    learning_rate: float = 1e-2,
+    entropy_weight: float = 0.003,
     clip: float = 0.2,
     num_updates: int = 8,
     batch_size: int = 64,
@@ -87,8 +87,8 @@ def make_reinforce_learner(
     policy: Policy,
     *,
     advantage: Advantage = rank_advantage,
-    learning_rate: float = 5e-3,
-    entropy_weight: float = 0.01,
+    learning_rate: float = 1e-2,
+    entropy_weight: float = 0.003,
     max_grad_norm: float = 1.0,
 ) -> Learner:
     """Returns on-policy REINFORCE: one gradient step on the round's own trials.

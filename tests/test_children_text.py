@@ -142,7 +142,7 @@ def test_wide_and_deep_towers_by_hand():
     variables["params"]["wide"] = {"table": wide, "bias": jnp.array([0.5, -0.5])}
     expected = np.einsum("bw,bwc->bc", batch.weights, wide[batch.ngrams])
     expected += np.array([[0.5, -0.5]])
-    expected += batch.pooled @ np.asarray(variables["params"]["deep"]["output"]).T
+    expected += batch.pooled @ np.asarray(variables["params"]["deep"]["kernel"]).T
     logits, _ = model.apply(variables, batch, None, spec.hyperparameters, None)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
@@ -196,7 +196,7 @@ def test_draws_do_not_depend_on_padded_classes_or_rows():
         starts.append(variables["params"]["deep"])
     rows = spec.architecture.rows
     np.testing.assert_array_equal(starts[0]["table"], starts[1]["table"][:rows])
-    np.testing.assert_array_equal(starts[0]["output"], starts[1]["output"][:2])
+    np.testing.assert_array_equal(starts[0]["kernel"], starts[1]["kernel"][:2])
 
 
 def test_own_embeddings_join_the_choices():

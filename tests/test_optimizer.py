@@ -18,14 +18,14 @@ REFERENCE = {
 def test_twenty_steps_equal_optax(name):
     params = {"deep": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}}
     groups = {"deep": coefficients(OptimizerSettings(name, 0.05, 0.0))}
-    transform = REFERENCE[name](0.05)
+    transform = REFERENCE[name](optax.linear_schedule(0.05, 0.0, 20))
     ours, slots = params, init_slots(params, groups)
     theirs, state = params, transform.init(params)
     for step in range(20):
         grads = jax.tree.map(
             lambda w, k=step: jax.random.normal(jax.random.key(k), w.shape) + w, params
         )
-        ours, slots = apply_gradients(ours, grads, slots, groups, jnp.int32(step))
+        ours, slots = apply_gradients(ours, grads, slots, groups, jnp.int32(step), 20)
         updates, state = transform.update(grads, state, theirs)
         theirs = optax.apply_updates(theirs, updates)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
@@ -42,7 +42,7 @@ def test_groups_have_their_own_rates_and_biases_no_regularization():
         "deep": coefficients(OptimizerSettings("sgd", 0.1, 0.5)),
         "wide": coefficients(OptimizerSettings("sgd", 0.01, 0.5)),
     }
-    moved, _ = apply_gradients(params, zeros, init_slots(params, groups), groups, jnp.int32(0))
+    moved, _ = apply_gradients(params, zeros, init_slots(params, groups), groups, jnp.int32(0), 9)
     assert float(moved["deep"]["kernel"][0, 0]) == pytest.approx(2 - 0.1 * 0.5 * 2)
     assert float(moved["deep"]["bias"][0]) == 2.0
     assert float(moved["wide"]["kernel"][0, 0]) == pytest.approx(2 - 0.01 * 0.5 * 2)

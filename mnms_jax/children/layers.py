@@ -105,7 +105,10 @@ class NormalizedDense(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Array, kind: Array, seed: Array, *, train: bool) -> Array:
+    def __call__(
+        self, x: Array, kind: Array, seed: Array, *, train: bool, weights: Array | None = None
+    ) -> Array:
+        """Returns [..., size]; batch statistics go by the weights, [..., 1], if there are any."""
         kernel = uniform_param(self, "kernel", seed, (x.shape[-1], self.size))
         affine = self.param("affine", lambda _: jnp.zeros((3, self.size)).at[1].set(1.0))
         start = jnp.zeros((2, self.size)).at[1].set(1.0)
@@ -115,7 +118,9 @@ class NormalizedDense(nn.Module):
         moments = moving.value
         if train:
             axes = tuple(range(x.ndim - 1))
-            moments = jnp.stack([jnp.mean(x, axes), jnp.mean(x * x, axes)])
+            weights = jnp.ones((*x.shape[:-1], 1)) if weights is None else weights
+            share = weights / jnp.sum(weights)
+            moments = jnp.stack([jnp.sum(share * x, axes), jnp.sum(share * x * x, axes)])
             moving.value = self.momentum * moving.value + (1 - self.momentum) * moments
         mean, square = (row.reshape(rows[0].shape) for row in moments)
         if self.kinds > 2:

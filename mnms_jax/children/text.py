@@ -250,7 +250,7 @@ class _DeepTower(nn.Module):
             x = dropout(x, hyper.hidden_dropout, seed, layer, train=train)
         # [C, H], not [H, C]: only a draw's leading axis may be padded without changing the draw.
         bound = math.sqrt(3 / x.shape[-1])
-        kernel = uniform_param(self, "output", seed, (self.num_classes, x.shape[-1]), bound)
+        kernel = uniform_param(self, "kernel", seed, (self.num_classes, x.shape[-1]), bound)
         return x @ kernel.T
 
     def _table(self, pretrained: Array | None, seed: Array) -> Array:
@@ -272,10 +272,11 @@ class _DeepTower(nn.Module):
             num_windows = tokens.shape[1] - width + 1
             windows = [embedded[:, i : i + num_windows] for i in range(width)]
             dense = NormalizedDense(self.architecture.conv_filters, kinds=2, name=f"conv{width}")
-            y = dense(jnp.concatenate(windows, -1), hyper.conv_normalization, seed, train=train)
-            y = activate(y, hyper.conv_activation)
-            # The first window counts even in an empty text, so that the maximum is finite.
+            # Windows that begin in the text; the first always, so that the maximum is finite.
             inside = mask[:, :num_windows].at[:, 0].set(1.0)
+            y = jnp.concatenate(windows, -1)
+            y = dense(y, hyper.conv_normalization, seed, train=train, weights=inside)
+            y = activate(y, hyper.conv_activation)
             y = jnp.max(jnp.where(inside > 0, y, -jnp.inf), 1)
             features.append(dropout(y, hyper.conv_dropout, seed, 100 + width, train=train))
         return jnp.concatenate(features, -1)
@@ -314,7 +315,7 @@ def _decisions(cpu: bool, embeddings: tuple[str, ...], pretrained: Sequence[str]
     layers = (0, 1, 2) if cpu else (0, 1, 2, 3, 5)
     hidden: dict[str, tuple[Choice, ...]] = {"hidden_layers": layers[1:]}
     rates = (0.001, 0.005, 0.05, 0.5) if cpu else (0.001, 0.005, 0.01, 0.05, 0.1, 0.5)
-    samples = (10_000, 20_000, 40_000) if cpu else (100_000, 200_000, 500_000, 1_000_000, 2_000_000)
+    samples = (20_000, 40_000, 80_000) if cpu else (100_000, 200_000, 500_000, 1_000_000, 2_000_000)
     table = [
         Decision("embedding", embeddings),
         Decision("fine_tune", (False, True), {"embedding": tuple(pretrained)}),

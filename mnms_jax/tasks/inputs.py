@@ -93,11 +93,11 @@ class TextInputs:
     ) -> ChildData:
         table = self.table(task_id, preprocessing, architecture)
         splits = self.tasks[task_id].splits
-        batches, labels = {}, {}
-        for split, num_rows in self._num_rows.items():
-            batch = make_batch(self._rows(task_id, preprocessing, split), architecture, table)
-            batches[split] = jax.tree.map(lambda x, n=num_rows: _pad_rows(x, n), batch)
-            labels[split] = _pad_rows(splits[split].labels, num_rows)
+        batches = {
+            split: make_batch(self._rows(task_id, preprocessing, split), architecture, table)
+            for split in self._num_rows
+        }
+        labels = {split: _pad_rows(splits[split].labels, n) for split, n in self._num_rows.items()}
         data = ChildData(
             train=batches["train"],
             train_labels=labels["train"],
@@ -111,11 +111,14 @@ class TextInputs:
         return jax.tree.map(jnp.asarray, data)
 
     def _rows(self, task_id: int, preprocessing: TextPreprocessing, split: str) -> TextRows:
-        texts = self.tasks[task_id].splits[split].texts
-        return self._keep(
-            ("rows", task_id, preprocessing, split),
-            lambda: encode(self.encoder(task_id, preprocessing), texts),
-        )
+        """Returns padded rows on the device, which the batches of all architectures share."""
+
+        def build() -> TextRows:
+            texts = self.tasks[task_id].splits[split].texts
+            rows = encode(self.encoder(task_id, preprocessing), texts)
+            return jax.tree.map(lambda x: jnp.asarray(_pad_rows(x, self._num_rows[split])), rows)
+
+        return self._keep(("rows", task_id, preprocessing, split), build)
 
     def _keep(self, key: Hashable, build: Callable[[], _T]) -> _T:
         with self._lock:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mnms_jax.children.text import TextArchitecture, TextBatch, TextPreprocessing, TextSizes
-from mnms_jax.types import Split
+from mnms_jax.types import AnyArray, Split
 
 _WORD = re.compile(r"\w+")
 _WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
@@ -76,9 +76,9 @@ class TextEncoder(NamedTuple):
 class TextRows(NamedTuple):
     """Encoded texts, padded with zeros."""
 
-    tokens: np.ndarray  # int32 [N, L]
-    ngrams: np.ndarray  # int32 [N, 2 L], unigrams and bigrams alternate; 0 where not known
-    weights: np.ndarray  # float32 [N, 2 L], TF-IDF of unit length; a repeat in a text weighs 0
+    tokens: AnyArray  # int32 [N, L]
+    ngrams: AnyArray  # int32 [N, 2 L], unigrams and bigrams alternate; 0 where not known
+    weights: AnyArray  # float32 [N, 2 L], TF-IDF of unit length; a repeat in a text weighs 0
 
 
 def tokenize(text: str, preprocessing: TextPreprocessing) -> list[str]:
@@ -145,10 +145,13 @@ def make_batch(
       architecture: of the child.
       table: float32 [V, E], the architecture's pre-trained embeddings, if it has any.
     """
+    tokens = rows.tokens
     if architecture.pooled:
         assert table is not None
-        return TextBatch(_mean_embedding(rows.tokens, table), None, rows.ngrams, rows.weights)
-    tokens = _hash_rows(rows.ngrams, architecture.rows) if architecture.hashed else rows.tokens
+        pooled = _mean_embedding(np.asarray(tokens), table)
+        return TextBatch(pooled, None, rows.ngrams, rows.weights)
+    if architecture.hashed:
+        tokens = _hash_rows(np.asarray(rows.ngrams), architecture.rows)
     return TextBatch(None, tokens, rows.ngrams, rows.weights)
 
 

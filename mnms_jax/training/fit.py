@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from mnms_jax.training.optimizer import coefficients
-from mnms_jax.training.plan import Bucket, plan_buckets
+from mnms_jax.training.plan import plan_buckets
 from mnms_jax.training.program import BATCH_SIZE, Outcome, Recipe, make_program
 from mnms_jax.types import Array, ChildData, ChildFamily, ChildSpec, Choice, Params
 
@@ -79,6 +79,7 @@ class Trainer:
         self._seed = seed
         self._pool = concurrent.futures.ThreadPoolExecutor(num_workers, "mnms-train")
         self._programs: dict[Hashable, Callable] = {}
+        self._program_locks: dict[Hashable, threading.Lock] = {}
         self._lock = threading.Lock()
         self._compile_seconds = 0.0
         self._run_seconds = 0.0
@@ -91,12 +92,14 @@ class Trainer:
     def train(self, requests: Sequence[Request]) -> Iterator[tuple[int, TrialResult]]:
         """Trains children and yields (index of the request, result) as they finish."""
         specs = [self._family.make_spec(request.design) for request in requests]
-        done: concurrent.futures.Future
         buckets = plan_buckets(specs)
-        futures = [self._pool.submit(self._train_bucket, b, requests, specs) for b in buckets]
+        # One child of every program first, so that no worker waits for another's compilation.
+        order = [bucket.members[0] for bucket in buckets]
+        order += sorted(i for bucket in buckets for i in bucket.members[1:])
+        futures = {self._pool.submit(self._train_one, requests[i], specs[i]): i for i in order}
         try:
             for done in concurrent.futures.as_completed(futures):
-                yield from done.result()
+                yield futures[done], done.result()
         finally:
             for future in futures:
                 future.cancel()
@@ -107,16 +110,11 @@ class Trainer:
         inputs = self._inputs(request, spec)
         return self._program(spec.architecture, inputs)(*inputs)
 
-    def _train_bucket(
-        self, bucket: Bucket, requests: Sequence[Request], specs: Sequence[ChildSpec]
-    ) -> list[tuple[int, TrialResult]]:
-        return [(i, self._train_one(requests[i], specs[i])) for i in bucket.members]
-
     def _train_one(self, request: Request, spec: ChildSpec) -> TrialResult:
-        inputs = self._inputs(request, spec)
         label = str(spec.architecture)
         start = time.perf_counter()
         try:
+            inputs = self._inputs(request, spec)
             program = self._program(spec.architecture, inputs)
             start = time.perf_counter()
             outcome, _ = program(*inputs)
@@ -146,16 +144,15 @@ class Trainer:
         return jax.random.bits(jax.random.fold_in(task_key, request.trial), dtype=np.uint32)
 
     def _program(self, architecture: Hashable, inputs: tuple[Any, ...]) -> Callable:
-        # A bucket has one thread, so that no architecture is compiled twice in a round.
-        if architecture not in self._programs:
-            start = time.perf_counter()
-            model = self._family.make_model(architecture, self._num_classes)
-            compiled = (
-                jax.jit(make_program(model))
-                .lower(*inputs)
-                .compile(_COMPILER_OPTIONS.get(jax.default_backend()))
-            )
-            with self._lock:
-                self._compile_seconds += time.perf_counter() - start
-                self._programs[architecture] = compiled
-        return self._programs[architecture]
+        with self._lock:
+            own_lock = self._program_locks.setdefault(architecture, threading.Lock())
+        with own_lock:
+            if architecture not in self._programs:
+                start = time.perf_counter()
+                model = self._family.make_model(architecture, self._num_classes)
+                lowered = jax.jit(make_program(model)).lower(*inputs)
+                compiled = lowered.compile(_COMPILER_OPTIONS.get(jax.default_backend()))
+                with self._lock:
+                    self._compile_seconds += time.perf_counter() - start
+                    self._programs[architecture] = compiled
+            return self._programs[architecture]

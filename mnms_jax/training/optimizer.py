@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnms_jax.space import nearest
-from mnms_jax.types import Array, OptimizerSettings, Params, UserError
+from mnms_jax.types import AnyArray, Array, OptimizerSettings, Params, UserError
 
 
 class Coefficients(NamedTuple):
@@ -29,7 +29,7 @@ class Coefficients(NamedTuple):
     epsilon: np.float32
     initial_square: np.float32
     learning_rate: np.float32
-    regularization: np.float32
+    regularization: np.float32  # weight of L2
 
 
 class Slots(NamedTuple):
@@ -40,6 +40,8 @@ class Slots(NamedTuple):
 
 
 # momentum, gain, decay, square, correction, adaptive, epsilon, initial square
+_REGULARIZED = {"kernel", "table"}  # and no bias, scale or shift
+
 _OPTIMIZERS = {
     "sgd": (0.9, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
     "adam": (0.9, 0.1, 0.999, 0.001, 1.0, 1.0, 1e-8, 0.0),
@@ -71,9 +73,14 @@ def init_slots(params: Params, groups: dict[str, Coefficients]) -> Slots:
 
 
 def apply_gradients(
-    params: Params, grads: Params, slots: Slots, groups: dict[str, Coefficients], step: Array
+    params: Params,
+    grads: Params,
+    slots: Slots,
+    groups: dict[str, Coefficients],
+    step: Array,
+    num_steps: AnyArray,
 ) -> tuple[Params, Slots]:
-    """Makes one step.
+    """Makes one step; the learning rate falls linearly, to zero after the last one.
 
     Args:
       params: parameters by group, then by Flax's names.
@@ -81,16 +88,18 @@ def apply_gradients(
       slots: moments of the steps before.
       groups: coefficients of each group.
       step: int32 [], 0 at the first step.
+      num_steps: int32 [], steps in all.
 
     Returns:
       Parameters and slots after the step.
     """
     count = jnp.float32(step + 1)
+    remaining = 1 - step / num_steps
 
     def update(
-        c: Coefficients, w: Array, g: Array, m: Array, v: Array
+        name: str, c: Coefficients, w: Array, g: Array, m: Array, v: Array
     ) -> tuple[Array, Array, Array]:
-        if w.ndim > 1:  # biases and scales are not regularised
+        if name in _REGULARIZED:
             g = g + c.regularization * w
         m = c.momentum * m + c.gain * g
         v = c.decay * v + c.square * g * g
@@ -98,13 +107,15 @@ def apply_gradients(
         m_hat = m / (1 - c.correction * c.momentum**count)
         v_hat = v / (1 - c.correction * c.decay**count)
         scale = c.adaptive * (jnp.sqrt(v_hat) + c.epsilon) + (1 - c.adaptive)
-        return w - c.learning_rate * m_hat / scale, m, v
+        return w - c.learning_rate * remaining * m_hat / scale, m, v
 
     new: dict[str, tuple] = {}
     for name, group in params.items():
-        leaves, structure = jax.tree.flatten(group)
-        rest = [jax.tree.leaves(tree[name]) for tree in (grads, *slots)]
-        stepped = [update(groups[name], *row) for row in zip(leaves, *rest, strict=True)]
+        paths, structure = jax.tree.flatten_with_path(group)
+        names = [path[-1].key for path, _ in paths]
+        leaves = [jax.tree.leaves(tree[name]) for tree in (params, grads, *slots)]
+        rows = zip(names, *leaves, strict=True)
+        stepped = [update(leaf, groups[name], *row) for leaf, *row in rows]
         new[name] = tuple(
             jax.tree.unflatten(structure, column) for column in zip(*stepped, strict=True)
         )

@@ -81,7 +81,9 @@ def make_program(model: ChildModel) -> Program:
             (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(
                 loop.params, loop, rows
             )
-            params, slots = apply_gradients(loop.params, grads, loop.slots, groups, loop.step)
+            params, slots = apply_gradients(
+                loop.params, grads, loop.slots, groups, loop.step, recipe.num_steps
+            )
             return _Loop(loop.step + 1, loss, order, params, batch_stats, slots)
 
         start = _Loop(
