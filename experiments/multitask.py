@@ -11,6 +11,7 @@ Variants:
 The same command on the same --workdir resumes. benchmarks/RESULTS.md has costs and figures.
 """
 
+import errno
 import sys
 from collections.abc import Sequence
 
@@ -32,6 +33,12 @@ def main(argv: Sequence[str]) -> None:
         run_experiment(config)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        sys.exit(f"error: {error}; mend that, and the same command goes on from here")
 
 
 if __name__ == "__main__":

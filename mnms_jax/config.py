@@ -33,7 +33,11 @@ class Config:
     seed: int = _option(0, "Seed of everything random but the splits of the data.")
     workdir: str = _option("runs/multitask", "Folder of the results; the same one resumes.")
     data_dir: str = _option("", "Folder of prepared TFDS data; empty: TFDS's own default.")
-    time_limit: float = _option(0.0, "Seconds after which no round is begun; 0: no limit.")
+    time_limit: float = _option(
+        0.0,
+        "Seconds of searching after which no round is begun, shared with random search; 0: no "
+        "limit.",
+    )
     save_controller: bool = _option(True, "Save the controller for transfer in WORKDIR/controller.")
     compare_random: bool = _option(True, "Run random search too, at the same number of trials.")
     embeddings: tuple[str, ...] = _option(
@@ -53,6 +57,8 @@ class Config:
         for name in ("num_trials", "round_size", "num_workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name}={getattr(self, name)}: must be at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed={self.seed}: must be from 0 to 4294967295")
         if not self.time_limit >= 0:
             raise UserError(f"--time_limit={self.time_limit}: must not be negative")
         for field in dataclasses.fields(self):
@@ -76,8 +82,10 @@ class Config:
         return {name: path for name, _, path in pairs}
 
 
-# A resumed search may have other values of these: they don't change any trial.
+# A resumed search may have other values of these. Where data lies doesn't matter; what it holds
+# does, and is compared by itself.
 RESUMABLE = (
+    "embeddings",
     "num_trials",
     "time_limit",
     "save_controller",

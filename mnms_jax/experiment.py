@@ -2,13 +2,12 @@
 
 import contextlib
 import dataclasses
-import functools
 import logging as stdlib_logging
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import flax
@@ -36,14 +35,14 @@ from mnms_jax.report import (
 from mnms_jax.run import Budget, RoundSetup, run_rounds
 from mnms_jax.search import Search, SearchState, make_search
 from mnms_jax.store import TrialRecord, Workdir, open_workdir, write_json
-from mnms_jax.tasks.embeddings import WordVectors, glove50, load_word_vectors
+from mnms_jax.tasks.embeddings import glove50, load_word_vectors
 from mnms_jax.tasks.inputs import TextInputs
 from mnms_jax.tasks.packaged import cache_folder
 from mnms_jax.tasks.reference import tfidf_logistic_regression
 from mnms_jax.tasks.registry import load_tasks
 from mnms_jax.tracking import Tracker
 from mnms_jax.training.fit import Request, Trainer
-from mnms_jax.types import ChildFamily, Policy, Task
+from mnms_jax.types import ChildFamily, Policy, Task, UserError
 
 
 def prepare_process() -> None:
@@ -75,16 +74,22 @@ class Bench(NamedTuple):
 def make_bench(config: Config) -> Bench:
     """Returns the tasks and the trainer that a configuration names.
 
+    Without the packaged GloVe vectors, the search space lacks them, and the log says so.
+
     Raises:
       UserError: an unknown task, data that can't be had, or an embedding file that can't be read.
     """
-    own = {name: load_word_vectors(path) for name, path in config.embedding_files.items()}
-    lengths = {"glove50": 50, **{name: v.vectors.shape[1] for name, v in own.items()}}
+    tasks = load_tasks(config.tasks, config.data_dir and os.path.expanduser(config.data_dir))
+    vectors = {}
+    try:
+        vectors["glove50"] = glove50()
+    except UserError as error:
+        logging.warning("searching without glove50: %s", error)
+    for name, file in config.embedding_files.items():
+        vectors[name] = load_word_vectors(os.path.expanduser(file))
+    lengths = {name: table.vectors.shape[1] for name, table in vectors.items()}
     family = make_text_family(config.space, lengths)
-    tasks = load_tasks(config.tasks, config.data_dir or None)
-    loaders: dict[str, Callable[[], WordVectors]] = {"glove50": glove50}
-    loaders |= {name: functools.partial(own.__getitem__, name) for name in own}
-    inputs = TextInputs(tasks, PRESETS[config.space], loaders)
+    inputs = TextInputs(tasks, PRESETS[config.space], vectors)
     trainer = Trainer(
         family,
         inputs.child_data,
@@ -122,7 +127,7 @@ def run_experiment(config: Config) -> dict:
     """
     with contextlib.ExitStack() as stack:
         bench = make_bench(config)
-        path = pathlib.Path(config.workdir)
+        path = pathlib.Path(config.workdir).expanduser()
         workdir = stack.enter_context(_open(path, config, bench))
         compare = config.compare_random and config.learner != "random"
         limit = (config.time_limit or float("inf")) / (2 if compare else 1)
@@ -143,6 +148,7 @@ def _open(path: pathlib.Path, config: Config, bench: Bench) -> contextlib.Abstra
     identity = {
         **fields,
         "search_space": bench.family.space.fingerprint,
+        "data": bench.inputs.digests,
         "versions": {module.__name__: module.__version__ for module in (mnms_jax, jax, flax)},
     }
     return open_workdir(path, identity, (*RESUMABLE, "versions"))
@@ -177,8 +183,11 @@ def _conclude(
     summaries = []
     for task_id, task in enumerate(bench.tasks):
         logging.info("testing the best children on %s", task.name)
-        finalists = _test(bench, task_id, records, path / "best" / task.name)
-        random = _test(bench, task_id, random_records) if random_records is not None else None
+        best = path / "best" / task.name
+        finalists = _test(bench, task_id, records, config.learner, best)
+        random = None
+        if random_records is not None:
+            random = _test(bench, task_id, random_records, "random")
         summaries.append(TaskSummary(task.name, finalists, random, tfidf_logistic_regression(task)))
     frequencies = {
         task.name: choice_frequencies(policy, space, state.params, jax.random.key(0), task_id)
@@ -195,7 +204,11 @@ def _conclude(
 
 
 def _test(
-    bench: Bench, task_id: int, records: Sequence[TrialRecord], best: pathlib.Path | None = None
+    bench: Bench,
+    task_id: int,
+    records: Sequence[TrialRecord],
+    label: str,
+    best: pathlib.Path | None = None,
 ) -> Finalists:
     """Tests a task's best children; saves the first one into `best`."""
     task = bench.tasks[task_id]
@@ -207,7 +220,8 @@ def _test(
         accuracies.append(float(np.mean(predicted == test.labels)))
         if best is not None and record is top[0]:
             save_child(best, child)
-    return Finalists(top, tuple(accuracies))
+    num_trials = sum(record.task == task.name for record in records)
+    return Finalists(label, num_trials, top, tuple(accuracies))
 
 
 def _retrain(bench: Bench, task_id: int, records: Sequence[TrialRecord]) -> Iterator[TextChild]:

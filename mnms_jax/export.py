@@ -16,7 +16,7 @@ from mnms_jax.children.text import (
     make_text_model,
 )
 from mnms_jax.space import SearchSpace
-from mnms_jax.store import write_json
+from mnms_jax.store import replaced_folder, write_json
 from mnms_jax.tasks.text import TextEncoder, encode, make_batch
 from mnms_jax.training.program import predict
 from mnms_jax.types import Choice, Params, UserError
@@ -55,25 +55,21 @@ class TextChild(NamedTuple):
 
 def save_child(path: pathlib.Path, child: TextChild) -> None:
     """Writes a child into a folder, in place of the one that was there."""
-    path.mkdir(parents=True, exist_ok=True)
     encoder = child.encoder
     arrays = {"variables": child.variables, "hashes": encoder.hashes, "idf": encoder.idf}
     if child.table is not None:
         arrays["table"] = child.table
-    _save_arrays(path, arrays)
-    write_json(
-        path / "child.json",
-        {
-            "task": child.task,
-            "class_names": child.class_names,
-            "decisions": child.decisions,
-            "architecture": child.architecture._asdict(),
-            "hyperparameters": {k: v.tolist() for k, v in child.hyperparameters._asdict().items()},
-            "preprocessing": encoder.preprocessing._asdict(),
-            "length": encoder.length,
-            "vocabulary": encoder.vocabulary,
-        },
-    )
+    description = {
+        "task": child.task,
+        "class_names": child.class_names,
+        "decisions": child.decisions,
+        "architecture": child.architecture._asdict(),
+        "hyperparameters": {k: v.tolist() for k, v in child.hyperparameters._asdict().items()},
+        "preprocessing": encoder.preprocessing._asdict(),
+        "length": encoder.length,
+        "vocabulary": encoder.vocabulary,
+    }
+    _save(path, "child", description, arrays)
 
 
 def load_child(path: str | pathlib.Path) -> TextChild:
@@ -117,16 +113,13 @@ class SavedController(NamedTuple):
 
 def save_controller(path: pathlib.Path, controller: SavedController) -> None:
     """Writes a controller into a folder, in place of the one that was there."""
-    path.mkdir(parents=True, exist_ok=True)
-    _save_arrays(path, controller.params)
-    write_json(
-        path / "controller.json",
-        {
-            "task_names": controller.task_names,
-            "space": controller.space.to_json(),
-            "fingerprint": controller.space.fingerprint,
-        },
-    )
+    space = controller.space
+    description = {
+        "task_names": controller.task_names,
+        "space": space.to_json(),
+        "fingerprint": space.fingerprint,
+    }
+    _save(path, "controller", description, controller.params)
 
 
 def load_controller(path: str | pathlib.Path) -> SavedController:
@@ -139,15 +132,18 @@ def load_controller(path: str | pathlib.Path) -> SavedController:
     return SavedController(tuple(data["task_names"]), SearchSpace.from_json(data["space"]), params)
 
 
-def _save_arrays(path: pathlib.Path, arrays: Any) -> None:
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((path / "arrays").absolute(), arrays, force=True)
+def _save(path: pathlib.Path, kind: str, description: dict[str, Any], arrays: Any) -> None:
+    with replaced_folder(path) as new:
+        write_json(new / f"{kind}.json", description)
+        with ocp.StandardCheckpointer() as checkpointer:
+            # As NumPy arrays, which any number and kind of devices can load.
+            checkpointer.save((new / "arrays").absolute(), jax.tree.map(np.asarray, arrays))
 
 
 def _load(path: pathlib.Path, kind: str) -> tuple[dict[str, Any], Any]:
     try:
-        data = json.loads((path / f"{kind}.json").read_text(encoding="utf-8"))
+        description = json.loads((path / f"{kind}.json").read_text(encoding="utf-8"))
+        with ocp.StandardCheckpointer() as checkpointer:
+            return description, checkpointer.restore((path / "arrays").absolute())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} holds no {kind} that can be read: {error}") from error
-    with ocp.StandardCheckpointer() as checkpointer:
-        return data, checkpointer.restore((path / "arrays").absolute())

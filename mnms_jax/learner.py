@@ -107,14 +107,13 @@ def make_reinforce_learner(
         batch: Batch,
     ) -> tuple[Params, Any, Metrics]:
         del key
-        rewards = replay_lib.fill_failures(replay).rewards
-        lowest = jnp.min(jnp.where(replay.valid, rewards, jnp.inf), axis=1)[batch.task_ids]
-        filled = jnp.where(jnp.isnan(batch.rewards), lowest, batch.rewards)
-        bank = replay._replace(rewards=rewards)
+        worst = replay_lib.worst_rewards(replay)[batch.task_ids]
+        rewards = jnp.where(jnp.isnan(batch.rewards), worst, batch.rewards)
+        replay = replay_lib.fill_failures(replay)
 
         def loss_fn(params: Params) -> tuple[Array, Metrics]:
             output = evaluate(params, batch.actions, batch.task_ids)
-            advantages = advantage(baseline, bank, batch.task_ids, filled)
+            advantages = advantage(baseline, replay, batch.task_ids, rewards)
             surrogate = reinforce_loss(output.log_probs, advantages)
             return _with_entropy(surrogate, output.entropy, entropy_weight)
 

@@ -63,18 +63,21 @@ def add(replay: ReplayBank, batch: Batch) -> ReplayBank:
     )
 
 
-def fill_failures(replay: ReplayBank) -> ReplayBank:
-    """Gives failed trials a reward: one standard deviation below the lowest of their task's bank.
+def worst_rewards(replay: ReplayBank) -> Array:
+    """Returns what failed trials count as, [T]: a deviation below their task's lowest reward.
 
     So they are worse than any other trial, on whatever scale, and not so far off that they drown
     the differences between the others.
     """
     known = jnp.where(replay.valid, replay.rewards, jnp.nan)
-    lowest = jnp.nan_to_num(jnp.nanmin(known, axis=1, keepdims=True))
-    deviation = jnp.nan_to_num(jnp.nanstd(known, axis=1, keepdims=True))
-    worst = lowest - jnp.maximum(deviation, 1e-3)
-    rewards = jnp.where(jnp.isnan(replay.rewards), worst, replay.rewards)
-    return replay._replace(rewards=rewards)
+    lowest, deviation = jnp.nanmin(known, axis=1), jnp.nanstd(known, axis=1)
+    return jnp.nan_to_num(lowest) - jnp.maximum(jnp.nan_to_num(deviation), 1e-3)
+
+
+def fill_failures(replay: ReplayBank) -> ReplayBank:
+    """Returns the bank with `worst_rewards` in place of NaN."""
+    worst = worst_rewards(replay)[:, None]
+    return replay._replace(rewards=jnp.where(jnp.isnan(replay.rewards), worst, replay.rewards))
 
 
 def sample(replay: ReplayBank, key: PRNGKey, batch_size: int) -> Batch:

@@ -19,6 +19,8 @@ NUM_FINALISTS = 10
 class Finalists(NamedTuple):
     """The best children of one search on one task, best validation accuracy first."""
 
+    label: str  # of the search, e.g. "ppo"
+    num_trials: int  # that they were chosen from
     records: tuple[TrialRecord, ...]
     test_accuracies: tuple[float, ...]
 
@@ -27,8 +29,8 @@ class TaskSummary(NamedTuple):
     """A task's part of the final table."""
 
     task: str
-    finalists: Finalists  # of the controller
-    random: Finalists | None  # of random search at the same number of trials
+    finalists: Finalists
+    random: Finalists | None  # of random search, run for comparison
     reference: Reference
 
 
@@ -96,9 +98,9 @@ def print_summary(
     for column in ("task", "searched by", "best by validation", f"mean of the top {NUM_FINALISTS}"):
         table.add_column(column, justify="left" if column[0] in "ts" else "right")
     for summary in summaries:
-        table.add_row(summary.task, "the controller", *_cells(summary.finalists))
+        table.add_row(summary.task, *_cells(summary.finalists))
         if summary.random:
-            table.add_row("", "random search, as many trials", *_cells(summary.random))
+            table.add_row("", *_cells(summary.random))
         reference = f"{_percent(summary.reference.validation)} / {_percent(summary.reference.test)}"
         table.add_row("", "TF-IDF + logistic regression", reference, "", end_section=True)
     console.print(table)
@@ -111,7 +113,8 @@ def print_summary(
             )
         else:
             console.print(f"no child on {summary.task} trained without failing", soft_wrap=True)
-    _print_specialization(specialization, console)
+    if len(summaries) > 1:
+        _print_specialization(specialization, console)
 
 
 def summary_json(
@@ -138,12 +141,14 @@ def summary_json(
     return {"tasks": tasks, "specialization": [row._asdict() for row in specialization]}
 
 
-def _cells(finalists: Finalists) -> tuple[str, str]:
+def _cells(finalists: Finalists) -> tuple[str, str, str]:
+    name = f"{finalists.label} search, {finalists.num_trials} trials"
     if not finalists.records:
-        return "-", "-"
+        return name, "-", "-"
     validation = np.array([record.reward for record in finalists.records], float)
     test = np.array(finalists.test_accuracies)
     return (
+        name,
         f"{_percent(validation[0])} / {_percent(test[0])}",
         f"{_percent(validation.mean())} ± {_percent(validation.std())} / "
         f"{_percent(test.mean())} ± {_percent(test.std())}",

@@ -1,12 +1,14 @@
 """The straight line of a run: rounds of ask, train and tell, with everything kept on disk."""
 
+import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from mnms_jax.learner import Metrics
 from mnms_jax.search import Proposal, Search, SearchState
@@ -61,9 +63,9 @@ def run_rounds(
 ) -> SearchState:
     """Searches until the budget is spent; goes on from what the workdir holds.
 
-    Every trial is on the disk before the next one of its round is written, and every state before
-    the next round begins. Trials that the log already holds are not trained again, so that a
-    search that was killed at any moment ends with the trials of one that was not.
+    The log is the truth: trials that it holds are not trained again, and states are checkpoints of
+    what follows from them. A search that was killed at any moment therefore ends with the trials of
+    one that was not; children that were still being trained are trained again, with equal results.
 
     Args:
       setup: the search, its tasks and its budget.
@@ -75,10 +77,14 @@ def run_rounds(
     Returns:
       The state after the last whole round.
     """
+    trials_per_round = setup.search.ask(state).task_ids.size
     restored = workdir.checkpoints.restore(state)
-    state = state if restored is None else restored
+    if restored is not None and len(workdir.log.records) >= restored.step * trials_per_round:
+        state = restored
+    elif restored is not None:
+        logging.warning("the log has fewer trials than the checkpoint: starting from the log alone")
     start, num_before = time.monotonic(), len(workdir.log.records)
-    num_rounds = -(-setup.budget.num_trials // _trials_per_task(setup, state))
+    num_rounds = -(-setup.budget.num_trials * len(setup.task_names) // trials_per_round)
     for round_index in range(int(state.step), num_rounds):
         if time.monotonic() > setup.budget.deadline:
             break
@@ -96,10 +102,6 @@ def run_rounds(
             _progress(setup, workdir.log.records, rounds, label, seconds, num_new, metrics)
         )
     return state
-
-
-def _trials_per_task(setup: RoundSetup, state: SearchState) -> int:
-    return len(setup.search.ask(state).task_ids) // len(setup.task_names)
 
 
 def _train_round(
@@ -125,10 +127,11 @@ def _train_round(
     if None in records[:num_logged]:
         raise UserError("the log lacks a trial before others of its round; it was edited")
     new = _train_new(setup.trainer, requests[num_logged:], _known_results(log), round_index)
-    for record in new:
-        log.append([record])
-        records[num_logged] = record
-        num_logged += 1
+    with contextlib.closing(new):  # so that an error here ends the training too
+        for record in new:
+            log.append(record)
+            records[num_logged] = record
+            num_logged += 1
     return [record for record in records if record is not None]
 
 
@@ -137,7 +140,7 @@ def _train_new(
     requests: Sequence[Request],
     known: dict[str, tuple[int, TrialResult]],
     round_index: int,
-) -> Iterator[TrialRecord]:
+) -> Generator[TrialRecord]:
     """Yields trials in the order of the requests, each as soon as all before it are there.
 
     Args:
@@ -150,18 +153,18 @@ def _train_new(
     for request in requests:
         if _identity(request.task_name, request.design) not in known:
             fresh.setdefault(_identity(request.task_name, request.design), request)
-    outcomes = trainer.train(list(fresh.values()))
     identities = list(fresh)
-    for request in requests:
-        identity = _identity(request.task_name, request.design)
-        while identity not in known:
-            index, result = next(outcomes)
-            known[identities[index]] = (fresh[identities[index]].trial, result)
-        trial, result = known[identity]
-        if trial != request.trial:  # a repeat costs nothing
-            result = result._replace(seconds=0.0, samples=0, bucket="log")
-        design = dict(request.design)
-        yield TrialRecord(request.task_name, request.trial, design, *result, round_index)
+    with contextlib.closing(trainer.train(list(fresh.values()))) as outcomes:
+        for request in requests:
+            identity = _identity(request.task_name, request.design)
+            while identity not in known:
+                index, result = next(outcomes)
+                known[identities[index]] = (fresh[identities[index]].trial, result)
+            trial, result = known[identity]
+            if trial != request.trial:  # a repeat costs nothing
+                result = result._replace(seconds=0.0, samples=0, bucket="log")
+            design = dict(request.design)
+            yield TrialRecord(request.task_name, request.trial, design, *result, round_index)
 
 
 def _known_results(log: TrialLog) -> dict[str, tuple[int, TrialResult]]:

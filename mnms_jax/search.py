@@ -14,6 +14,8 @@ from mnms_jax.replay import Batch, ReplayBank
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, Policy, PRNGKey
 
+_ASK, _TELL = range(2)  # uses of a round's key
+
 
 class SearchState(NamedTuple):
     """All that a search knows; a pytree of arrays, to be saved as it is."""
@@ -67,8 +69,9 @@ def make_search(
       num_tasks: number of tasks T.
       trials_per_task: children that a round trains on every task, so that B is T times this.
       baseline_decay: of the moving average of each task's rewards (Zoph & Le 2017).
-      replay_capacity: trials kept of every task.
+      replay_capacity: trials kept of every task; at least a round's.
     """
+    capacity = max(replay_capacity, trials_per_task)
     task_ids = jnp.tile(jnp.arange(num_tasks, dtype=jnp.int32), trials_per_task)
 
     def init(key: PRNGKey) -> SearchState:
@@ -78,13 +81,13 @@ def make_search(
             params,
             learner.init(params),
             init_baseline(num_tasks),
-            replay_lib.init_replay(num_tasks, replay_capacity, space.num_decisions),
+            replay_lib.init_replay(num_tasks, capacity, space.num_decisions),
             jnp.int32(0),
             key,
         )
 
     def ask(state: SearchState) -> Proposal:
-        keys = jax.random.split(_round_key(state, "ask"), task_ids.size)
+        keys = jax.random.split(_round_key(state, _ASK), task_ids.size)
         output = jax.vmap(policy.sample, in_axes=(None, 0, 0))(state.params, keys, task_ids)
         return Proposal(task_ids, output.actions, output.log_probs)
 
@@ -96,7 +99,7 @@ def make_search(
         )
         replay = replay_lib.add(state.replay, batch)
         params, opt_state, metrics = learner.update(
-            _round_key(state, "tell"), state.params, state.opt_state, baseline, replay, batch
+            _round_key(state, _TELL), state.params, state.opt_state, baseline, replay, batch
         )
         state = SearchState(params, opt_state, baseline, replay, state.step + 1, state.key)
         return state, metrics
@@ -104,5 +107,5 @@ def make_search(
     return Search(jax.jit(init), jax.jit(ask), jax.jit(tell))
 
 
-def _round_key(state: SearchState, use: str) -> PRNGKey:
-    return jax.random.fold_in(jax.random.fold_in(state.key, state.step), len(use))
+def _round_key(state: SearchState, use: int) -> PRNGKey:
+    return jax.random.fold_in(jax.random.fold_in(state.key, state.step), use)

@@ -199,8 +199,12 @@ def _validate(decisions: tuple[Decision, ...]) -> None:
     for decision in decisions:
         if decision.name in earlier:
             raise UserError(f"two decisions are called {decision.name!r}")
-        if not decision.choices:
-            raise UserError(f"decision {decision.name!r} has no choices")
+        for what, values in {"choices": decision.choices, **(decision.active_if or {})}.items():
+            if not isinstance(values, tuple) or not values:
+                raise UserError(
+                    f"decision {decision.name!r}: {what} must be a tuple with at least one choice, "
+                    f"not {values!r}"
+                )
         kinds = [(isinstance(choice, bool), choice) for choice in decision.choices]
         if len(set(kinds)) < len(kinds):
             raise UserError(f"decision {decision.name!r} has a choice twice: {decision.choices}")

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ class TrialRecord(NamedTuple):
 class TrialLog:
     """An append-only file with a JSON object a line.
 
-    A torn last line, as a crash leaves it, is cut off.
+    A torn last line, as a crash leaves it, is not read, and cut off before anything is appended.
 
     Raises:
       UserError: another line isn't a trial.
@@ -41,12 +42,8 @@ class TrialLog:
         self._path = path
         self.records: list[TrialRecord] = []
         content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            logging.warning("%s: a torn last line is cut off", path)
-            with path.open("r+b") as file:
-                file.truncate(len(whole))
-        for number, line in enumerate(whole.splitlines(), 1):
+        self._size = content.rfind(b"\n") + 1
+        for number, line in enumerate(content[: self._size].splitlines(), 1):
             try:
                 self.records.append(TrialRecord(**json.loads(line)))
             except (ValueError, TypeError):
@@ -54,14 +51,16 @@ class TrialLog:
                     f"{path}, line {number}: not a trial; mend the line, or remove it and all after"
                 ) from None
 
-    def append(self, records: Sequence[TrialRecord]) -> None:
-        """Writes trials to the disk, and returns once they are there."""
-        with self._path.open("a", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps(record._asdict(), ensure_ascii=False) + "\n")
+    def append(self, record: TrialRecord) -> None:
+        """Writes a trial to the disk, and returns once it is there."""
+        line = (json.dumps(record._asdict(), ensure_ascii=False) + "\n").encode()
+        with self._path.open("ab") as file:
+            file.truncate(self._size)
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self.records.extend(records)
+        self._size += len(line)
+        self.records.append(record)
 
 
 class Checkpoints:
@@ -72,7 +71,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(path.absolute(), options=options)
 
     def save(self, step: int, state: Any) -> None:
-        """Writes a pytree of arrays in the background; a crash meanwhile leaves the one before."""
+        """Writes a pytree of arrays, in the background; a crash meanwhile leaves the one before."""
         self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def restore(self, like: Any) -> Any | None:
@@ -132,11 +131,25 @@ def open_workdir(
             checkpoints.close()
 
 
+@contextmanager
+def replaced_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a new folder to fill, and puts it in place of `path` once it is whole."""
+    new = path.with_name(f".{path.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    yield new
+    shutil.rmtree(path, ignore_errors=True)
+    new.rename(path)
+
+
 def write_json(path: pathlib.Path, data: Any) -> None:
     """Writes a JSON file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _check_config(path: pathlib.Path, config: Mapping[str, Any], resumable: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """What a running search shows: a table on a terminal, a line a round elsewhere, TensorBoard."""
 
+import math
 import pathlib
 import sys
 import time
@@ -72,21 +73,28 @@ class Tracker:
 
 def _as_line(progress: Progress) -> str:
     best = "  ".join(f"{task} {value:.3f}" for task, value in progress.best_reward.items())
+    return f"{_headline(progress)}, best {best}"
+
+
+def _headline(progress: Progress) -> str:
     return (
         f"{progress.label} round {progress.round}/{progress.num_rounds}: {progress.trials} trials, "
-        f"{progress.trials_per_second:.2f}/s, best {best}, {progress.num_programs} programs, "
+        f"{progress.trials_per_second:.2f}/s, {progress.num_programs} programs, "
         f"{progress.compile_share:.0%} compiling, {_duration(progress.seconds_left)} left"
     )
 
 
 def _as_table(progress: Progress) -> rich.table.Table:
-    table = rich.table.Table(title=_as_line(progress._replace(best_reward={})))
+    table = rich.table.Table(title=_headline(progress))
     for column in ("task", "mean of the round", "best so far"):
         table.add_column(column, justify="left" if column == "task" else "right")
     for task, best in progress.best_reward.items():
-        table.add_row(task, f"{progress.mean_reward.get(task, float('nan')):.3f}", f"{best:.3f}")
+        mean = progress.mean_reward.get(task)
+        table.add_row(task, "failed" if mean is None else f"{mean:.3f}", f"{best:.3f}")
     return table
 
 
 def _duration(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "unknown time"
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

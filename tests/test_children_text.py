@@ -11,6 +11,7 @@ from mnms_jax.children.text import (
     make_text_model,
 )
 from mnms_jax.controller import make_random_policy
+from mnms_jax.training.optimizer import apply_gradients, coefficients, init_slots
 from mnms_jax.types import UserError
 
 # The 21 decisions of Houlsby et al. (2019) and the optimiser.
@@ -182,6 +183,49 @@ def test_convolution_sees_order_and_no_padding():
     longer = np.pad(batch.tokens, ((0, 0), (0, 4)))
     np.testing.assert_allclose(logits(batch.tokens), logits(longer), atol=1e-5)
     assert np.isfinite(logits(np.zeros_like(batch.tokens))).all()  # empty texts
+
+
+def test_batch_norm_of_convolutions_leaves_out_padding():
+    family = make_text_family("cpu")
+    changes = {**CONVOLUTION, "conv_batch_norm": True}
+    spec = family.make_spec(text_design(embedding="random32", **changes))
+    batch, _ = make_inputs(spec.architecture)
+    model = make_text_model(spec.architecture, 2)
+    variables = model.init(jnp.uint32(1), batch, None, spec.hyperparameters)
+
+    def train(tokens):
+        inputs = batch._replace(tokens=tokens)
+        return model.apply(variables, inputs, None, spec.hyperparameters, jnp.uint32(1))
+
+    short, long = train(batch.tokens), train(np.pad(batch.tokens, ((0, 0), (0, 24))))
+    for a, b in zip(jax.tree.leaves(short), jax.tree.leaves(long), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_regularization_moves_kernels_and_tables_alone():
+    family = make_text_family("cpu")
+    hidden = {
+        "hidden_layers": 1,
+        "hidden_size": 64,
+        "hidden_activation": "relu",
+        "normalization": "layer",
+        "hidden_dropout": 0.0,
+    }
+    changes = {**CONVOLUTION, **hidden, "deep_regularization": 0.01, "wide_regularization": 0.01}
+    spec = family.make_spec(text_design(embedding="random32", **changes))
+    batch, _ = make_inputs(spec.architecture)
+    variables = make_text_model(spec.architecture, 2).init(
+        jnp.uint32(1), batch, None, spec.hyperparameters
+    )
+    params = jax.tree.map(lambda w: w + 1.0, variables["params"])
+    groups = {name: coefficients(settings) for name, settings in spec.optimizers.items()}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    moved, _ = apply_gradients(params, zeros, init_slots(params, groups), groups, jnp.int32(0), 10)
+    for (path, before), after in zip(
+        jax.tree.leaves_with_path(params), jax.tree.leaves(moved), strict=True
+    ):
+        assert bool(jnp.all(before != after)) == (path[-1].key in ("kernel", "table")), path
+        assert bool(jnp.any(before != after)) == (path[-1].key in ("kernel", "table")), path
 
 
 def test_draws_do_not_depend_on_padded_classes_or_rows():

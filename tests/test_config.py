@@ -24,6 +24,8 @@ def test_defaults_are_valid_and_described():
         ({"num_trials": 0}, "--num_trials=0: must be at least 1"),
         ({"round_size": -1}, "--round_size=-1"),
         ({"time_limit": -1.0}, "--time_limit"),
+        ({"seed": -1}, "--seed=-1: must be from 0"),
+        ({"seed": 2**32}, "--seed=4294967296"),
         ({"time_limit": float("nan")}, "--time_limit=nan"),
         ({"space": "gpu"}, "--space=gpu: must be one of cpu, full"),
         ({"embeddings": ("mine",)}, "--embeddings=mine: must be name=path"),

@@ -15,6 +15,7 @@ from tfds_data import write_imdb, write_sst2
 import mnms_jax
 from mnms_jax.experiment import make_bench, run_experiment
 from mnms_jax.report import describe
+from mnms_jax.tasks.packaged import cache_folder
 from mnms_jax.types import UserError
 
 ROOT = pathlib.Path(mnms_jax.__file__).parent.parent
@@ -145,6 +146,56 @@ def test_killed_and_run_again_it_ends_with_the_same_trials(tmp_path, finished, d
     assert lines(workdir) == lines(finished[0])
 
 
+def test_interrupted_from_the_keyboard_it_says_how_to_go_on(tmp_path, data_dir):
+    workdir = tmp_path / "w"
+    process = subprocess.Popen(
+        command(workdir, data_dir, "--nocompare_random", "--num_trials=40"),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (workdir / "trials.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.strip().endswith("stopped; the same command goes on from here")
+    assert "Traceback" not in errors
+
+
+FULL_DISK = """
+import errno, os, runpy, sys
+def fsync(descriptor):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "trials.jsonl")
+os.fsync = fsync
+sys.argv[0] = "multitask"
+runpy.run_module("experiments.multitask", run_name="__main__")
+"""
+
+
+def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path, data_dir, finished):
+    arguments = command(tmp_path / "w", data_dir, "--nocompare_random")
+    done = run(sys.executable, "-c", FULL_DISK, *arguments[3:])
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: [Errno 28] No space left on device: 'trials.jsonl'")
+    assert run(*arguments).returncode == 0
+    assert lines(tmp_path / "w") == lines(finished[0])
+
+
+def test_without_glove_and_network_it_searches_all_the_same(tmp_path, data_dir):
+    environment = {**os.environ, "MNMS_CACHE": str(tmp_path / "cache"), "PIP_NO_INDEX": "1"}
+    environment.pop("PIP_FIND_LINKS", None)
+    cache = cache_folder() / "xla"
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    flags = ("--num_trials=2", "--learner=random")
+    done = run(*command(tmp_path / "w", data_dir, *flags), env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "searching without glove50" in done.stderr
+    assert all(row["decisions"]["embedding"] != "glove50" for row in lines(tmp_path / "w"))
+
+
 def test_missing_data_is_said_within_five_seconds(tmp_path):
     environment = {
         **os.environ,
@@ -199,5 +250,5 @@ def test_own_embeddings_are_searched_and_exported(tmp_path, data_dir):
     assert len(summary["tasks"]["sst2"]["finalists"]) == 2
     assert not (tmp_path / "w" / "controller").exists()
     # Without the file it is another search space.
-    with pytest.raises(UserError, match=r"embeddings: .*search_space"):
+    with pytest.raises(UserError, match=r"data: .*search_space"):
         run_experiment(mnms_jax.Config(**{**config.__dict__, "embeddings": ()}))

@@ -1,3 +1,8 @@
+import os
+import shutil
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +33,7 @@ def train_child(embedding="random32", **choices):
     words = sorted({word for text in TASK.splits["train"].texts for word in text.lower().split()})
     table = np.random.default_rng(0).normal(size=(len(words), 6)).astype(np.float32)
     vectors = WordVectors({word: i for i, word in enumerate(words)}, table)
-    inputs = TextInputs((TASK, OTHER), PRESETS["cpu"]._replace(length=8), {"mine": lambda: vectors})
+    inputs = TextInputs((TASK, OTHER), PRESETS["cpu"]._replace(length=8), {"mine": vectors})
     family = make_text_family("cpu", {"mine": 6})
     trainer = Trainer(family, inputs.child_data, num_classes=3)
     base = {d.name: d.choices[0] for d in make_family().space.decisions}
@@ -127,3 +132,26 @@ def test_a_controller_comes_back(tmp_path, key):
     for a, b in zip(restored, policy.sample(params, key, jnp.int32(1)), strict=True):
         np.testing.assert_array_equal(a, b)
     assert jax.tree.structure(again.params) == jax.tree.structure(params)
+
+
+def test_what_one_device_saved_another_machine_loads(tmp_path, key):
+    params = jax.device_put(make_policy(SPACE, 1).init(key), jax.devices()[3])
+    save_controller(tmp_path / "c", SavedController(("one",), SPACE, params))
+    code = "import sys, mnms_jax; print(mnms_jax.load_controller(sys.argv[1]).task_names)"
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "c")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    assert done.stdout == "('one',)\n"
+
+
+def test_damaged_arrays_are_a_clear_error(tmp_path, key):
+    params = make_policy(SPACE, 1).init(key)
+    save_controller(tmp_path / "c", SavedController(("one",), SPACE, params))
+    shutil.rmtree(tmp_path / "c" / "arrays")
+    with pytest.raises(UserError, match="holds no controller that can be read"):
+        load_controller(tmp_path / "c")

@@ -63,9 +63,12 @@ def summaries():
     records = (record(2, 0.9), record(0, 0.7))
     return [
         TaskSummary(
-            "one", Finalists(records, (0.8, 0.6)), Finalists(records[1:], (0.6,)), REFERENCE
+            "one",
+            Finalists("ppo", 5, records, (0.8, 0.6)),
+            Finalists("random", 4, records[1:], (0.6,)),
+            REFERENCE,
         ),
-        TaskSummary("two", Finalists((), ()), None, REFERENCE),
+        TaskSummary("two", Finalists("ppo", 3, (), ()), None, REFERENCE),
     ]
 
 
@@ -77,6 +80,7 @@ def test_printed_table_has_all_figures():
     frequencies = {"one": np.eye(3), "two": np.zeros((3, 3))}
     print_summary(summaries(), find_specialization(SPACE, frequencies), console)
     text = console.file.getvalue()
+    assert "ppo search, 5 trials" in text and "random search, 4 trials" in text
     for figure in ("90.0", "80.0", "80.0 ± 10.0", "70.0 ± 10.0", "60.0", "75.0", "72.0"):
         assert figure in text
     assert "best child on one (trial 2): a 2" in text
@@ -86,7 +90,8 @@ def test_printed_table_has_all_figures():
 
 def test_nothing_special_is_said_plainly():
     console = rich.console.Console(file=io.StringIO(), width=120)
-    print_summary([], find_specialization(SPACE, {"one": np.eye(3)}), console)
+    frequencies = {"one": np.eye(3), "two": np.eye(3)}
+    print_summary(summaries(), find_specialization(SPACE, frequencies), console)
     assert "takes every decision alike" in console.file.getvalue()
 
 

@@ -157,6 +157,25 @@ def test_a_search_without_its_checkpoints_is_rebuilt_from_the_log(tmp_path, fami
         assert (ours == theirs).all()
 
 
+@pytest.mark.parametrize("kept", [0, 1, 7])
+def test_a_log_behind_its_checkpoint_is_made_whole(tmp_path, family, trainer, whole, kept):
+    search_in(tmp_path, family, trainer)
+    text = (tmp_path / "trials.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "trials.jsonl").write_text("".join(text[:kept]))
+    search_in(tmp_path, family, trainer)
+    assert lines(tmp_path) == lines(whole[0])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_newest_checkpoint_changes_nothing(tmp_path, family, trainer, whole):
+    search_in(tmp_path, family, trainer, num_trials=6)
+    for path in (tmp_path / "checkpoints" / "2").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"garbage")
+    search_in(tmp_path, family, trainer)
+    assert lines(tmp_path) == lines(whole[0])
+
+
 def test_a_larger_budget_goes_on_as_if_it_had_been_so_at_once(tmp_path, family, trainer, whole):
     search_in(tmp_path, family, trainer, num_trials=4)
     search_in(tmp_path, family, trainer, num_trials=8)

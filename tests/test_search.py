@@ -30,18 +30,16 @@ def build(learner="ppo", advantage="rank", **kwargs):
     return policy, make_search(SPACE, policy, chosen, num_tasks=NUM_TASKS, trials_per_task=8)
 
 
-def run(search, rounds, seed=0):
-    """Returns the final state and each round's rewards: the search as one scan."""
+def run(search, rounds, key=None):
+    """Returns the final state and each round's mean reward: the search as one scan."""
 
     def step(state, _):
         proposal = search.ask(state)
         rewards = rewards_of(proposal)
         state, _ = search.tell(state, proposal, rewards)
-        return state, jnp.stack(
-            [rewards[proposal.task_ids == t].mean() for t in ()] or [rewards.mean()]
-        )
+        return state, rewards.mean()
 
-    return jax.lax.scan(step, search.init(jax.random.key(seed)), None, length=rounds)
+    return jax.lax.scan(step, search.init(jax.random.key(0) if key is None else key), None, rounds)
 
 
 @pytest.mark.parametrize("learner", ["ppo", "reinforce"])
@@ -83,7 +81,7 @@ def test_asking_twice_gives_the_same_and_telling_changes_it():
 
 def test_a_search_is_a_function_of_its_key():
     _, search = build()
-    same = [run(search, 3, seed=s)[0] for s in (0, 0, 1)]
+    same = [run(search, 3, jax.random.key(s))[0] for s in (0, 0, 1)]
     leaves = [jax.tree.leaves(state.params) for state in same]
     assert all((a == b).all() for a, b in zip(leaves[0], leaves[1], strict=True))
     assert not all((a == b).all() for a, b in zip(leaves[0], leaves[2], strict=True))
@@ -109,3 +107,29 @@ def test_all_trials_failed():
     proposal = search.ask(state)
     state, _ = search.tell(state, proposal, jnp.full(16, jnp.nan))
     assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params))
+
+
+def test_searches_vmap_over_seeds():
+    _, search = build()
+    keys = jax.random.split(jax.random.key(5), 3)
+    states, rewards = jax.vmap(lambda key: run(search, 4, key))(keys)
+    assert rewards.shape == (3, 4)
+    alone, _ = run(search, 4, keys[1])
+    np.testing.assert_array_equal(states.replay.actions[1], alone.replay.actions)
+
+
+def test_a_round_may_be_larger_than_the_bank():
+    policy = make_policy(SPACE, 1)
+    search = make_search(
+        SPACE,
+        policy,
+        make_ppo_learner(policy),
+        num_tasks=1,
+        trials_per_task=9,
+        replay_capacity=4,
+    )
+    state = search.init(jax.random.key(0))
+    proposal = search.ask(state)
+    state, _ = search.tell(state, proposal, jnp.arange(9.0))
+    np.testing.assert_array_equal(state.replay.rewards[0], np.arange(9.0))
+    np.testing.assert_array_equal(state.replay.actions[0], proposal.actions)

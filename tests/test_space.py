@@ -76,7 +76,9 @@ def test_decode_refuses(actions, message):
     [
         ([], "at least one decision"),
         ([Decision("a", (1,)), Decision("a", (2,))], "two decisions are called 'a'"),
-        ([Decision("a", ())], "no choices"),
+        ([Decision("a", ())], "choices must be a tuple with at least one"),
+        ([Decision("a", "xy")], "must be a tuple with at least one choice, not 'xy'"),
+        ([Decision("a", (1, 2)), Decision("b", (1,), {"a": 1})], "a must be a tuple"),
         ([Decision("a", (1, 1))], "a choice twice"),
         ([Decision("layers", (1,)), Decision("b", (1,), {"layer": (1,)})], "did you mean 'layers'"),
         ([Decision("a", (1,), {"b": (1,)}), Decision("b", (1,))], "doesn't stand before it"),

@@ -23,8 +23,8 @@ def record(trial, reward=0.5, **changes):
 
 def test_log_reads_back_what_it_wrote(tmp_path):
     log = TrialLog(tmp_path / "trials.jsonl")
-    log.append([record(0), record(1, None)])
-    log.append([record(2)])
+    for row in (record(0), record(1, None), record(2)):
+        log.append(row)
     again = TrialLog(tmp_path / "trials.jsonl")
     assert again.records == log.records == [record(0), record(1, None), record(2)]
     line = json.loads((tmp_path / "trials.jsonl").read_text().splitlines()[1])
@@ -32,20 +32,24 @@ def test_log_reads_back_what_it_wrote(tmp_path):
     assert line["reward"] is None and line["failed"] == "diverged"
 
 
-@pytest.mark.parametrize("torn", [b'{"task": "x"', b"{", b'{"task": "x", "trial": 1}'])
+@pytest.mark.parametrize("torn", [b'{"task": "x"', b"{{", b'{"task": "x", "trial": 1}'])
 def test_a_torn_last_line_is_cut_off(tmp_path, torn):
     path = tmp_path / "trials.jsonl"
-    TrialLog(path).append([record(0)])
+    TrialLog(path).append(record(0))
     whole = path.read_bytes()
     path.write_bytes(whole + torn)
-    assert TrialLog(path).records == [record(0)]
-    assert path.read_bytes() == whole
+    log = TrialLog(path)
+    assert log.records == [record(0)]
+    assert path.read_bytes() == whole + torn  # reading changes nothing
+    log.append(record(1))
+    assert TrialLog(path).records == [record(0), record(1)]
+    assert path.read_bytes().startswith(whole) and torn not in path.read_bytes()
 
 
 @pytest.mark.parametrize("bad", ["nonsense", "{}", '{"task": "x"}', "", "[1]"])
 def test_a_bad_line_is_named(tmp_path, bad):
     path = tmp_path / "trials.jsonl"
-    TrialLog(path).append([record(0)])
+    TrialLog(path).append(record(0))
     path.write_text(path.read_text() + bad + "\n")
     with pytest.raises(UserError, match="line 2: not a trial"):
         TrialLog(path)
@@ -95,7 +99,7 @@ CONFIG = {"tasks": ["a"], "seed": 0, "num_trials": 5}
 
 def test_workdir_of_the_same_config_reopens_and_keeps_resumable_changes(tmp_path):
     with open_workdir(tmp_path / "w", CONFIG, ("num_trials",)) as workdir:
-        workdir.log.append([record(0)])
+        workdir.log.append(record(0))
     with open_workdir(tmp_path / "w", {**CONFIG, "num_trials": 9}, ("num_trials",)) as workdir:
         assert workdir.log.records == [record(0)]
     assert json.loads((tmp_path / "w" / "config.json").read_text())["num_trials"] == 9

@@ -1,5 +1,7 @@
 """The arrays that text children read: encoded once for each task and preprocessing, then kept."""
 
+import functools
+import hashlib
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -32,19 +34,19 @@ class TextInputs:
     Args:
       tasks: the tasks.
       sizes: bounds on vocabulary, length and n-grams.
-      load_vectors: loaders of the pre-trained embeddings by name, called when first needed.
+      vectors: pre-trained embeddings by name.
     """
 
     def __init__(
         self,
         tasks: Sequence[Task],
         sizes: TextSizes,
-        load_vectors: Mapping[str, Callable[[], WordVectors]],
+        vectors: Mapping[str, WordVectors],
     ):
         self.tasks = tuple(tasks)
         self.sizes = sizes
         self.num_classes = max(task.num_classes for task in tasks)
-        self._load_vectors = load_vectors
+        self._vectors = vectors
         self._length = common_length([task.splits["train"] for task in tasks], sizes.length)
         self._num_rows = {
             "train": max(len(task.splits["train"].labels) for task in tasks),
@@ -52,6 +54,23 @@ class TextInputs:
         }
         self._kept: dict[Hashable, Any] = {}
         self._lock = threading.RLock()
+
+    @functools.cached_property
+    def digests(self) -> dict[str, str]:
+        """For the content of each task and each embedding, 16 hexadecimal digits."""
+        digests = {}
+        for task in self.tasks:
+            content = hashlib.sha256()
+            for name, split in task.splits.items():
+                content.update(f"{name} {len(split.texts)}".encode())
+                content.update("\0".join(split.texts).encode())
+                content.update(split.labels.tobytes())
+            digests[task.name] = content.hexdigest()[:16]
+        for name, table in self._vectors.items():
+            content = hashlib.sha256("\0".join(table.words).encode())
+            content.update(np.asarray(table.vectors).tobytes())
+            digests[name] = content.hexdigest()[:16]
+        return digests
 
     def child_data(self, task_id: int, spec: ChildSpec) -> ChildData:
         """Returns a task's data as the child takes it, on the default device."""
@@ -80,9 +99,7 @@ class TextInputs:
 
         def build() -> np.ndarray:
             vocabulary = self.encoder(task_id, preprocessing).vocabulary
-            name = architecture.embedding
-            source = self._keep(("vectors", name), self._load_vectors[name])
-            vectors = vectors_for(source, vocabulary)
+            vectors = vectors_for(self._vectors[architecture.embedding], vocabulary)
             vectors[:2] = 0  # padding and unknown
             return np.pad(vectors, ((0, architecture.rows - len(vectors)), (0, 0)))
 

@@ -4,7 +4,7 @@ import concurrent.futures
 import threading
 import time
 import zlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -89,8 +89,11 @@ class Trainer:
         with self._lock:
             return TrainerStats(len(self._programs), self._compile_seconds, self._run_seconds)
 
-    def train(self, requests: Sequence[Request]) -> Iterator[tuple[int, TrialResult]]:
-        """Trains children and yields (index of the request, result) as they finish."""
+    def train(self, requests: Sequence[Request]) -> Generator[tuple[int, TrialResult]]:
+        """Trains children and yields (index of the request, result) as they finish.
+
+        Closing the generator leaves out the children whose training hasn't begun.
+        """
         specs = [self._family.make_spec(request.design) for request in requests]
         buckets = plan_buckets(specs)
         # One child of every program first, so that no worker waits for another's compilation.
