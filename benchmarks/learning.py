@@ -13,10 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 import rich.console
 import rich.table
-from absl import app, flags
+from absl import flags
 
-from mnms_jax.config import Config
-from mnms_jax.experiment import prepare_process, run_experiment
+import mnms_jax as mnms
 from mnms_jax.store import TrialLog
 
 _TASKS = flags.DEFINE_list("tasks", ["vader_movie", "vader_amazon"], "Tasks to search on.")
@@ -27,12 +26,12 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/learning", "Folder of the search
 _JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 
 
-def measure(config: Config, window: int) -> dict[str, dict[str, float]]:
+def measure(config: mnms.Config, window: int) -> dict[str, dict[str, float]]:
     """Runs one seed and returns figures by task.
 
     Rewards are means over the first and the last `window` trials of a task, failed ones left out.
     """
-    summary = run_experiment(config)
+    summary = mnms.run_experiment(config)
     workdir = pathlib.Path(config.workdir)
     logs = {"": TrialLog(workdir / "trials.jsonl")}
     logs["random_"] = TrialLog(workdir / "random" / "trials.jsonl")
@@ -65,13 +64,11 @@ def show(figures: Sequence[dict[str, dict[str, float]]]) -> None:
     rich.console.Console(width=100).print(table)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Measures every seed, then shows and writes the figures."""
-    del argv
-    prepare_process()
     figures = [
         measure(
-            Config(
+            mnms.Config(
                 tasks=tuple(_TASKS.value),
                 num_trials=_NUM_TRIALS.value,
                 seed=seed,
@@ -87,4 +84,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    mnms.run_main(main)

@@ -2,6 +2,7 @@
 
 from mnms_jax.advantage import rank_advantage, relative_advantage, standardized_advantage
 from mnms_jax.children.text import PRESETS, make_text_family
+from mnms_jax.cli import config_from_flags, define_flags, run_main
 from mnms_jax.config import Config
 from mnms_jax.controller import choice_frequencies, make_policy, make_random_policy
 from mnms_jax.experiment import run_experiment
@@ -50,6 +51,8 @@ __all__ = [
     "TrialResult",
     "UserError",
     "choice_frequencies",
+    "config_from_flags",
+    "define_flags",
     "entropy_loss",
     "glove50",
     "load_child",
@@ -69,5 +72,6 @@ __all__ = [
     "reinforce_loss",
     "relative_advantage",
     "run_experiment",
+    "run_main",
     "standardized_advantage",
 ]

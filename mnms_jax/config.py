@@ -1,10 +1,8 @@
-"""One frozen dataclass describes a run; its fields are the experiments' flags."""
+"""One frozen dataclass describes a search; its fields are the experiments' flags."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
-
-from absl import flags
 
 from mnms_jax.types import UserError
 
@@ -93,35 +91,3 @@ RESUMABLE = (
     "num_workers",
     "data_dir",
 )
-
-
-def define_flags(**defaults: Any) -> None:
-    """Defines an absl flag for every field of Config; defaults replace the fields' own."""
-    for field in dataclasses.fields(Config):
-        default = defaults.get(field.name, field.default)
-        help_text, choices = field.metadata["help"], field.metadata["choices"]
-        if choices:
-            flags.DEFINE_enum(field.name, default, choices, help_text)
-        elif isinstance(field.default, tuple):
-            flags.DEFINE_list(field.name, list(default), help_text)
-        elif isinstance(field.default, bool):
-            flags.DEFINE_boolean(field.name, default, help_text)
-        elif isinstance(field.default, int):
-            flags.DEFINE_integer(field.name, default, help_text)
-        elif isinstance(field.default, float):
-            flags.DEFINE_float(field.name, default, help_text)
-        else:
-            flags.DEFINE_string(field.name, default, help_text)
-
-
-def config_from_flags() -> Config:
-    """Returns the configuration that the parsed flags give.
-
-    Raises:
-      UserError: see Config.
-    """
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(Config):
-        value = flags.FLAGS[field.name].value
-        values[field.name] = tuple(value) if isinstance(value, list) else value
-    return Config(**values)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import logging as stdlib_logging
 import os
 import pathlib
 import sys
@@ -37,29 +36,11 @@ from mnms_jax.search import Search, SearchState, make_search
 from mnms_jax.store import TrialRecord, Workdir, open_workdir, write_json
 from mnms_jax.tasks.embeddings import glove50, load_word_vectors
 from mnms_jax.tasks.inputs import TextInputs
-from mnms_jax.tasks.packaged import cache_folder
 from mnms_jax.tasks.reference import tfidf_logistic_regression
 from mnms_jax.tasks.registry import load_tasks
 from mnms_jax.tracking import Tracker
 from mnms_jax.training.fit import Request, Trainer
 from mnms_jax.types import ChildFamily, Policy, Task, UserError
-
-
-def prepare_process() -> None:
-    """Sets up a process that runs experiments: its log, and the compilation cache.
-
-    Compiled programs are kept, up to 2 GB, in the folder `xla` of the cache; they are code, so it
-    is the user's own folder. Set JAX_COMPILATION_CACHE_DIR to have it elsewhere.
-    """
-    logging.set_verbosity(logging.INFO)
-    handler = logging.get_absl_handler()
-    handler.setFormatter(stdlib_logging.Formatter("%(levelname).1s %(message)s"))
-    # Others' informational lines are left out; Orbax writes some thirty a checkpoint.
-    handler.addFilter(lambda r: "mnms_jax" in r.pathname or r.levelno >= stdlib_logging.WARNING)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-    jax.config.update("jax_compilation_cache_max_size", 2 * 2**30)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 class Bench(NamedTuple):

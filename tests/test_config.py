@@ -48,10 +48,9 @@ def test_embedding_files():
 
 
 SCRIPT = """
-from absl import app
-from mnms_jax.config import config_from_flags, define_flags
-define_flags(seed=7)
-app.run(lambda argv: print(config_from_flags()))
+import mnms_jax as mnms
+mnms.define_flags(seed=7)
+mnms.run_main(lambda: print(mnms.config_from_flags()))
 """
 
 

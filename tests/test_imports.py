@@ -14,7 +14,7 @@ ROOT = pathlib.Path(mnms_jax.__file__).parent
 ORDER = """types space controller replay advantage losses learner search children.layers
 children.text training.optimizer training.plan training.program training.fit tasks.text
 tasks.packaged tasks.embeddings tasks.tfds tasks.inputs tasks.reference tasks.registry config store
-export tracking report run experiment""".split()
+export tracking report run experiment cli""".split()
 PURE = ORDER[: ORDER.index("training.program") + 1]
 IMPURE_LIBRARIES = {"absl", "tensorflow_datasets", "orbax", "tensorboardX", "rich", "pathlib", "os"}
 
@@ -82,9 +82,9 @@ def test_the_public_surface_is_what_it_says():
 
 
 PUBLIC = """PRESETS ChildFamily ChildModel ChildSpec Config Decision Learner Policy PolicyOutput
-Proposal
-Request Search SearchSpace SearchState Split Task TextInputs Trainer TrialResult UserError
-choice_frequencies entropy_loss glove50 load_child load_controller load_tasks load_word_vectors
+Proposal Request Search SearchSpace SearchState Split Task TextInputs Trainer TrialResult UserError
+choice_frequencies config_from_flags define_flags entropy_loss glove50 load_child load_controller
+load_tasks load_word_vectors
 make_null_learner make_policy make_ppo_learner make_random_policy make_reinforce_learner
 make_requests make_search make_text_family ppo_loss rank_advantage reinforce_loss relative_advantage
-run_experiment standardized_advantage""".split()
+run_experiment run_main standardized_advantage""".split()

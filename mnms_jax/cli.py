@@ -1,0 +1,92 @@
+"""Experiments as programs: flags, log, compilation cache, and users' mistakes in one line."""
+
+import dataclasses
+import errno
+import logging as stdlib_logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+
+from mnms_jax.config import Config
+from mnms_jax.tasks.packaged import cache_folder
+from mnms_jax.types import UserError
+
+_ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
+def run_main(main: Callable[[], Any]) -> None:
+    """Runs the main function of a program whose flags are defined, then exits.
+
+    A mistake that the user can mend, a full or read-only disk and an interrupt from the keyboard
+    are told in one line; any other error keeps its traceback.
+    """
+
+    def guarded(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"no arguments but flags are taken, got {' '.join(argv[1:])}")
+        _prepare_process()
+        try:
+            main()
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            sys.exit("stopped; the same command goes on from here")
+        except OSError as error:
+            if error.errno not in _ENVIRONMENT_ERRORS:
+                raise
+            sys.exit(f"error: {error}; mend that, and the same command goes on from here")
+
+    app.run(guarded)
+
+
+def define_flags(**defaults: Any) -> None:
+    """Defines an absl flag for every field of Config; defaults replace the fields' own."""
+    for field in dataclasses.fields(Config):
+        default = defaults.get(field.name, field.default)
+        help_text, choices = field.metadata["help"], field.metadata["choices"]
+        if choices:
+            flags.DEFINE_enum(field.name, default, choices, help_text)
+        elif isinstance(field.default, tuple):
+            flags.DEFINE_list(field.name, list(default), help_text)
+        elif isinstance(field.default, bool):
+            flags.DEFINE_boolean(field.name, default, help_text)
+        elif isinstance(field.default, int):
+            flags.DEFINE_integer(field.name, default, help_text)
+        elif isinstance(field.default, float):
+            flags.DEFINE_float(field.name, default, help_text)
+        else:
+            flags.DEFINE_string(field.name, default, help_text)
+
+
+def config_from_flags() -> Config:
+    """Returns the configuration that the parsed flags give.
+
+    Raises:
+      UserError: see Config.
+    """
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(Config):
+        value = flags.FLAGS[field.name].value
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return Config(**values)
+
+
+def _prepare_process() -> None:
+    """Sets up a process that runs experiments: its log, and the compilation cache.
+
+    Compiled programs are kept, up to 2 GB, in the folder `xla` of the cache; they are code, so it
+    is the user's own folder. Set JAX_COMPILATION_CACHE_DIR to have it elsewhere.
+    """
+    logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler()
+    handler.setFormatter(stdlib_logging.Formatter("%(levelname).1s %(message)s"))
+    # Others' informational lines are left out; Orbax writes some thirty a checkpoint.
+    handler.addFilter(lambda r: "mnms_jax" in r.pathname or r.levelno >= stdlib_logging.WARNING)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    jax.config.update("jax_compilation_cache_max_size", 2 * 2**30)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
