@@ -8,7 +8,7 @@ from mnms_jax.controller import choice_frequencies, make_policy, make_random_pol
 from mnms_jax.experiment import run_experiment
 from mnms_jax.export import load_child, load_controller
 from mnms_jax.learner import Learner, make_null_learner, make_ppo_learner, make_reinforce_learner
-from mnms_jax.losses import entropy_loss, ppo_loss, reinforce_loss
+from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss, reinforce_loss
 from mnms_jax.run import make_requests
 from mnms_jax.search import Proposal, Search, SearchState, make_search
 from mnms_jax.space import Decision, SearchSpace
@@ -55,6 +55,7 @@ __all__ = [
     "define_flags",
     "entropy_loss",
     "glove50",
+    "imitation_loss",
     "load_child",
     "load_controller",
     "load_tasks",

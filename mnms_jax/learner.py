@@ -9,7 +9,7 @@ import optax
 
 from mnms_jax import replay as replay_lib
 from mnms_jax.advantage import Advantage, Baseline, rank_advantage
-from mnms_jax.losses import entropy_loss, ppo_loss, reinforce_loss
+from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss, reinforce_loss
 from mnms_jax.replay import Batch, ReplayBank
 from mnms_jax.types import Array, Params, Policy, PRNGKey
 
@@ -36,7 +36,9 @@ def make_ppo_learner(
     *,
     advantage: Advantage = rank_advantage,
     learning_rate: float = 1e-2,
-    entropy_weight: float = 0.003,
+    entropy_weight: float = 0.01,
+    imitation_weight: float = 0.3,
+    num_imitated: int = 10,
     clip: float = 0.2,
     num_updates: int = 8,
     batch_size: int = 64,
@@ -44,11 +46,17 @@ def make_ppo_learner(
 ) -> Learner:
     """Returns off-policy PPO from the per-task replay bank (Wong & Gesmundo 2017).
 
+    A departure from the paper: each task's best trials are imitated too, as in priority queue
+    training (Abolafia et al. 2018). With some hundred trials it finds better children than PPO
+    alone; `imitation_weight=0` is the paper's way.
+
     Args:
       policy: the policy to train.
       advantage: how rewards become advantages.
       learning_rate: of Adam.
       entropy_weight: weight of the entropy bonus of a whole design.
+      imitation_weight: weight of the imitation of the best trials.
+      num_imitated: how many trials of each task are imitated.
       clip: PPO's epsilon.
       num_updates: gradient steps a round, each on a fresh draw from the bank.
       batch_size: trials in a draw, equally many from each task.
@@ -60,13 +68,17 @@ def make_ppo_learner(
     def update(
         key: PRNGKey, params: Params, opt_state: Any, baseline: Baseline, replay: ReplayBank, _: Any
     ) -> tuple[Params, Any, Metrics]:
+        models, there = replay_lib.best(replay, num_imitated)
         replay = replay_lib.fill_failures(replay)
 
         def loss_fn(params: Params, batch: Batch) -> tuple[Array, Metrics]:
             output = evaluate(params, batch.actions, batch.task_ids)
             advantages = advantage(baseline, replay, batch.task_ids, batch.rewards)
             surrogate = ppo_loss(output.log_probs, batch.log_probs, advantages, clip=clip)
-            return _with_entropy(surrogate, output.entropy, entropy_weight)
+            log_probs = evaluate(params, models.actions, models.task_ids).log_probs
+            imitation = imitation_loss(log_probs, there.astype(jnp.float32))
+            loss, metrics = _with_entropy(surrogate, output.entropy, entropy_weight)
+            return loss + imitation_weight * imitation, {**metrics, "imitation_loss": imitation}
 
         def step(carry: tuple[Params, Any], key: PRNGKey) -> tuple[tuple[Params, Any], Metrics]:
             params, opt_state = carry
@@ -88,7 +100,7 @@ def make_reinforce_learner(
     *,
     advantage: Advantage = rank_advantage,
     learning_rate: float = 1e-2,
-    entropy_weight: float = 0.003,
+    entropy_weight: float = 0.01,
     max_grad_norm: float = 1.0,
 ) -> Learner:
     """Returns on-policy REINFORCE: one gradient step on the round's own trials.

@@ -34,6 +34,17 @@ def ppo_loss(
     return -jnp.mean(jnp.sum(jnp.minimum(ratios * advantages, clipped * advantages), axis=1))
 
 
+def imitation_loss(log_probs: Array, weights: Array) -> Array:
+    """Returns minus the weighted mean log-probability of designs, for weights [B].
+
+    With the best designs found so far it is priority queue training: Abolafia et al. (2018,
+    arXiv:1801.03526), equation 3.
+    """
+    chex.assert_rank([log_probs, weights], [2, 1])
+    total = jnp.sum(jnp.sum(log_probs, axis=1) * weights)
+    return -total / jnp.maximum(jnp.sum(weights), 1e-6)
+
+
 def entropy_loss(entropy: Array) -> Array:
     """Returns minus the mean entropy of a design, for entropies [B, D] of its decisions."""
     chex.assert_rank(entropy, 2)

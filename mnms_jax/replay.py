@@ -80,6 +80,18 @@ def fill_failures(replay: ReplayBank) -> ReplayBank:
     return replay._replace(rewards=jnp.where(jnp.isnan(replay.rewards), worst, replay.rewards))
 
 
+def best(replay: ReplayBank, number: int) -> tuple[Batch, Array]:
+    """Returns each task's best trials in the bank, and whether each is there: [T * number]."""
+    num_tasks, capacity = replay.rewards.shape
+    number = min(number, capacity)
+    known = replay.valid & ~jnp.isnan(replay.rewards)
+    rewards, slots = jax.lax.top_k(jnp.where(known, replay.rewards, -jnp.inf), number)
+    task_ids = jnp.repeat(jnp.arange(num_tasks, dtype=jnp.int32), number)
+    where = (task_ids, slots.reshape(-1))
+    batch = Batch(task_ids, replay.actions[where], replay.log_probs[where], replay.rewards[where])
+    return batch, jnp.isfinite(rewards.reshape(-1))
+
+
 def sample(replay: ReplayBank, key: PRNGKey, batch_size: int) -> Batch:
     """Draws `batch_size` trials with replacement, the same number from every task.
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnms_jax.losses import entropy_loss, ppo_loss, reinforce_loss
+from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss, reinforce_loss
 
 
 def test_reinforce_has_the_policy_gradient_of_a_softmax():
@@ -45,3 +45,9 @@ def test_ppo_stops_where_the_ratio_has_gone_far_enough():
 
 def test_entropy_is_a_designs():
     assert float(entropy_loss(jnp.array([[1.0, 2.0], [0.0, 3.0]]))) == -3.0
+
+
+def test_imitation_is_a_weighted_mean():
+    log_probs = jnp.array([[-1.0, -2.0], [-5.0, -5.0], [0.0, -1.0]])
+    assert float(imitation_loss(log_probs, jnp.array([1.0, 0.0, 1.0]))) == pytest.approx(2.0)
+    assert float(imitation_loss(log_probs, jnp.zeros(3))) == 0.0

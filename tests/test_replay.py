@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnms_jax.replay import Batch, add, fill_failures, init_replay, sample
+from mnms_jax.replay import Batch, add, best, fill_failures, init_replay, sample
 
 
 def batch_of(task_ids, rewards):
@@ -47,3 +47,13 @@ def test_failures_are_a_deviation_below_their_tasks_lowest_reward():
     np.testing.assert_allclose(filled.rewards[0], [0.7, 0.6 - 0.05, 0.6], rtol=1e-5)
     np.testing.assert_allclose(filled.rewards[1, 0], -1e-3)
     assert jnp.all(jnp.isfinite(filled.rewards))
+
+
+def test_the_best_of_each_task_without_failures_or_empty_slots():
+    nan = float("nan")
+    replay = add(init_replay(2, 5, 2), batch_of([0, 0, 0, 0, 1], [0.1, 0.9, nan, 0.5, -2.0]))
+    batch, there = best(replay, 2)
+    assert batch.task_ids.tolist() == [0, 0, 1, 1]
+    assert there.tolist() == [True, True, True, False]
+    np.testing.assert_allclose(batch.rewards[:3], [0.9, 0.5, -2.0])
+    assert batch.actions[:3, 0].tolist() == [1, 3, 4]

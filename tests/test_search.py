@@ -73,7 +73,7 @@ def test_asking_twice_gives_the_same_and_telling_changes_it():
     np.testing.assert_array_equal(first.actions, second.actions)
     assert first.task_ids.tolist() == [0, 1] * 8
     state, metrics = search.tell(state, first, rewards_of(first))
-    assert set(metrics) == {"policy_loss", "policy_entropy"}
+    assert set(metrics) == {"policy_loss", "policy_entropy", "imitation_loss"}
     assert search.ask(state).actions.tolist() != first.actions.tolist()
     assert state.replay.size.tolist() == [8, 8]
     np.testing.assert_allclose(state.replay.log_probs[0, :8], first.log_probs[::2])
