@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -128,7 +129,8 @@ def load_controller(path: str | pathlib.Path) -> SavedController:
     Raises:
       UserError: the folder holds no controller.
     """
-    data, params = _load(pathlib.Path(path), "controller")
+    data, arrays = _load(pathlib.Path(path), "controller")
+    params = jax.tree.map(jnp.asarray, arrays)
     return SavedController(tuple(data["task_names"]), SearchSpace.from_json(data["space"]), params)
 
 
