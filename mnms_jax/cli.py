@@ -75,6 +75,12 @@ def config_from_flags() -> Config:
     return Config(**values)
 
 
+def _is_shown(record: stdlib_logging.LogRecord) -> bool:
+    """Leaves out others' informational lines, of which Orbax writes some thirty a checkpoint."""
+    own = record.pathname.startswith(os.path.dirname(__file__) + os.sep)
+    return own or record.levelno >= stdlib_logging.WARNING
+
+
 def _prepare_process() -> None:
     """Sets up a process that runs experiments: its log, and the compilation cache.
 
@@ -84,8 +90,7 @@ def _prepare_process() -> None:
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
     handler.setFormatter(stdlib_logging.Formatter("%(levelname).1s %(message)s"))
-    # Others' informational lines are left out; Orbax writes some thirty a checkpoint.
-    handler.addFilter(lambda r: "mnms_jax" in r.pathname or r.levelno >= stdlib_logging.WARNING)
+    handler.addFilter(_is_shown)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_compilation_cache_max_size", 2 * 2**30)
