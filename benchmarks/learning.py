@@ -29,7 +29,8 @@ _JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 def measure(config: mnms.Config, window: int) -> dict[str, dict[str, float]]:
     """Runs one seed and returns figures by task.
 
-    Rewards are means over the first and the last `window` trials of a task, failed ones left out.
+    Rewards are means over the first and the last `window` trials of a task, failed ones left out;
+    `last_different` leaves out designs that had been tried before, too.
     """
     summary = mnms.run_experiment(config)
     workdir = pathlib.Path(config.workdir)
@@ -42,6 +43,9 @@ def measure(config: mnms.Config, window: int) -> dict[str, dict[str, float]]:
             rewards = [r.reward for r in log.records if r.task == task and r.reward is not None]
             row[f"{prefix}first"] = float(np.mean(rewards[:window]))
             row[f"{prefix}last"] = float(np.mean(rewards[-window:]))
+            fresh = [r for r in log.records if r.task == task and r.bucket != "log"]
+            different = [r.reward for r in fresh if r.reward is not None]
+            row[f"{prefix}last_different"] = float(np.mean(different[-window:]))
             row[f"{prefix}best"] = max(rewards)
         results = summary["tasks"][task]
         for prefix, key in (("", "finalists"), ("random_", "random")):
