@@ -166,8 +166,11 @@ def test_interrupted_from_the_keyboard_it_says_how_to_go_on(tmp_path, data_dir):
 
 FULL_DISK = """
 import errno, os, runpy, sys
+real = os.fsync
 def fsync(descriptor):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "trials.jsonl")
+    if os.readlink(f"/proc/self/fd/{descriptor}").endswith("trials.jsonl"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "trials.jsonl")
+    real(descriptor)
 os.fsync = fsync
 sys.argv[0] = "multitask"
 runpy.run_module("experiments.multitask", run_name="__main__")
