@@ -33,7 +33,7 @@ setuptools.setup(
         "rich>=13.7",
         "scikit-learn>=1.5",
         "tensorboardX>=2.6.2",
-        "tensorflow-datasets>=4.9.9",
+        "tensorflow-datasets>=4.9.10",  # 4.9.9 fails with protobuf 7
     ],
     extras_require={
         "dev": ["mypy>=1.13", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.8"],
