@@ -31,7 +31,7 @@ setuptools.setup(
         "orbax-checkpoint>=0.11.25",
         "pyarrow>=18.0",
         "rich>=13.7",
-        "scikit-learn>=1.5",
+        "scikit-learn>=1.8",
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.10",  # 4.9.9 fails with protobuf 7
     ],
