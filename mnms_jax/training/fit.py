@@ -18,8 +18,7 @@ from mnms_jax.types import Array, ChildData, ChildFamily, ChildSpec, Choice, Par
 # Task index and child -> the data that the child's program takes.
 DataSource = Callable[[int, ChildSpec], ChildData]
 
-
-# Children run for about a second: on a CPU it pays to compile a quarter faster.
+# Children run for about a second: on a CPU it pays to compile faster, by up to a quarter.
 _COMPILER_OPTIONS: dict[str, dict] = {"cpu": {"xla_backend_optimization_level": 1}}
 
 
