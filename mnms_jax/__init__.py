@@ -12,9 +12,12 @@ from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss, reinforce_lo
 from mnms_jax.run import make_requests
 from mnms_jax.search import Proposal, Search, SearchState, make_search
 from mnms_jax.space import Decision, SearchSpace
+from mnms_jax.tabular import RewardTable, TableBenchmark, draw_reward, find_row
 from mnms_jax.tasks.embeddings import glove50, load_word_vectors
 from mnms_jax.tasks.inputs import TextInputs
 from mnms_jax.tasks.registry import load_tasks
+from mnms_jax.tasks.table_files import read_table
+from mnms_jax.tasks.tables import load_table
 from mnms_jax.training.fit import Request, Trainer, TrialResult
 from mnms_jax.types import (
     ChildFamily,
@@ -41,10 +44,12 @@ __all__ = [
     "PolicyOutput",
     "Proposal",
     "Request",
+    "RewardTable",
     "Search",
     "SearchSpace",
     "SearchState",
     "Split",
+    "TableBenchmark",
     "Task",
     "TextInputs",
     "Trainer",
@@ -53,11 +58,14 @@ __all__ = [
     "choice_frequencies",
     "config_from_flags",
     "define_flags",
+    "draw_reward",
     "entropy_loss",
+    "find_row",
     "glove50",
     "imitation_loss",
     "load_child",
     "load_controller",
+    "load_table",
     "load_tasks",
     "load_word_vectors",
     "make_null_learner",
@@ -70,6 +78,7 @@ __all__ = [
     "make_text_family",
     "ppo_loss",
     "rank_advantage",
+    "read_table",
     "reinforce_loss",
     "relative_advantage",
     "run_experiment",

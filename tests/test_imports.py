@@ -11,10 +11,10 @@ import mnms_jax
 
 ROOT = pathlib.Path(mnms_jax.__file__).parent
 # Arrows point up this list only.
-ORDER = """types space controller replay advantage losses learner search children.layers
+ORDER = """types space tabular controller replay advantage losses learner search children.layers
 children.text training.optimizer training.plan training.program training.fit tasks.text
-tasks.packaged tasks.embeddings tasks.tfds tasks.inputs tasks.reference tasks.registry config store
-export tracking report run experiment cli""".split()
+tasks.packaged tasks.pickles tasks.table_files tasks.tables tasks.embeddings tasks.tfds tasks.inputs
+tasks.reference tasks.registry config store export tracking report run experiment cli""".split()
 PURE = ORDER[: ORDER.index("training.program") + 1]
 IMPURE_LIBRARIES = {"absl", "tensorflow_datasets", "orbax", "tensorboardX", "rich", "pathlib", "os"}
 
@@ -82,9 +82,9 @@ def test_the_public_surface_is_what_it_says():
 
 
 PUBLIC = """PRESETS ChildFamily ChildModel ChildSpec Config Decision Learner Policy PolicyOutput
-Proposal Request Search SearchSpace SearchState Split Task TextInputs Trainer TrialResult UserError
-choice_frequencies config_from_flags define_flags entropy_loss glove50 imitation_loss
-load_child load_controller load_tasks load_word_vectors
-make_null_learner make_policy make_ppo_learner make_random_policy make_reinforce_learner
-make_requests make_search make_text_family ppo_loss rank_advantage reinforce_loss relative_advantage
-run_experiment run_main standardized_advantage""".split()
+Proposal Request RewardTable Search SearchSpace SearchState Split TableBenchmark Task TextInputs
+Trainer TrialResult UserError choice_frequencies config_from_flags define_flags draw_reward
+entropy_loss find_row glove50 imitation_loss load_child load_controller load_table load_tasks
+load_word_vectors make_null_learner make_policy make_ppo_learner make_random_policy
+make_reinforce_learner make_requests make_search make_text_family ppo_loss rank_advantage read_table
+reinforce_loss relative_advantage run_experiment run_main standardized_advantage""".split()
