@@ -17,8 +17,9 @@ from mnms_jax.types import Choice, UserError
 SUFFIXES = (".csv", ".parquet")
 _MAX_CELLS = 1 << 24  # combinations of choices: 64 MiB of row numbers
 _MAX_REWARDS = 1 << 27  # tasks times designs times most repeats: 512 MiB
-_INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]*)")  # 007 is a text
-_FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+# What begins with needless zeros, as 007, is a text.
+_INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})")
+_FLOAT = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 class _File(NamedTuple):
@@ -90,7 +91,7 @@ def _read_csv(path: pathlib.Path) -> _File:
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.reader(lines, strict=True)
-            header = next(reader, [])
+            header = [name.strip() for name in next(reader, [])]
             if not header:
                 raise _malformed(path, "its first line must name the columns")
             for fields in reader:
@@ -100,7 +101,7 @@ def _read_csv(path: pathlib.Path) -> _File:
                     fault = f"{len(fields)} fields where the header has {len(header)}"
                     raise _malformed(path, f"row {reader.line_num} has {fault}")
                 rows.append(reader.line_num)
-                values.append(fields)
+                values.append([field.strip() for field in fields])
     except UnicodeDecodeError as error:
         raise _malformed(path, f"it is not UTF-8 text: {error}") from error
     except (OSError, csv.Error) as error:
@@ -232,13 +233,12 @@ def _tabulate(
     num_rows = len(found) + (len(found) < num_cells)  # the last is of those that are missing
     rows = np.full(num_cells, num_rows - 1, np.int32)
     rows[found] = np.arange(len(found))
-    groups = task_ids * num_rows + trial_rows
+    groups = task_ids.astype(np.int64) * num_rows + trial_rows
+    most = int(np.unique(groups, return_counts=True)[1].max())
+    if num_tasks * num_rows * most > _MAX_REWARDS:
+        fault = f"{num_tasks} tasks, {num_rows} designs and up to {most} repeats of one"
+        raise _malformed(path, f"{fault} make more than {_MAX_REWARDS} rewards")
     num_seeds = np.bincount(groups, minlength=num_tasks * num_rows)
-    most = int(num_seeds.max())
-    if num_seeds.size * most > _MAX_REWARDS:
-        row = int(np.argmax(num_seeds)) % num_rows
-        design = space.decode(np.stack(np.unravel_index(found[row], _sizes(space))))
-        raise _malformed(path, f"{most} rows of one task have the same design {design}")
     order = np.argsort(groups, kind="stable")
     ends = np.cumsum(num_seeds)
     seeds = np.arange(len(groups)) - (ends - num_seeds)[groups[order]]
@@ -258,10 +258,6 @@ def _tabulate(
         ),
         trial_rows,
     )
-
-
-def _sizes(space: SearchSpace) -> list[int]:
-    return [len(decision.choices) for decision in space.decisions]
 
 
 def _average(

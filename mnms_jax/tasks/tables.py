@@ -219,9 +219,12 @@ def _read_columns(
 ) -> list[list]:
     """Returns the entry of each key, in order, for each column of a table in an archive."""
     table = read_pickle(read_member(path, member, _MAX_BYTES), f"{member} in {path}")
-    if len(table) != len(keys):
-        raise UserError(f"{member} in {path} has {len(table)} rows, not {len(keys)}")
-    return [[table[key][column] for key in keys] for column in columns]
+    try:
+        if len(table) == len(keys):
+            return [[table[key][column] for key in keys] for column in columns]
+    except (KeyError, TypeError):
+        pass
+    raise UserError(f"{member} in {path} is not the table of {len(keys)} rows that it should be")
 
 
 def _graph_codes(digits: Sequence[int]) -> np.ndarray:
