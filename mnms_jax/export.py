@@ -68,6 +68,7 @@ def save_child(path: pathlib.Path, child: TextChild) -> None:
         "hyperparameters": {k: v.tolist() for k, v in child.hyperparameters._asdict().items()},
         "preprocessing": encoder.preprocessing._asdict(),
         "length": encoder.length,
+        "num_ngrams": encoder.num_ngrams,
         "vocabulary": encoder.vocabulary,
     }
     _save(path, "child", description, arrays)
@@ -95,6 +96,7 @@ def load_child(path: str | pathlib.Path) -> TextChild:
         encoder=TextEncoder(
             TextPreprocessing(**data["preprocessing"]),
             data["length"],
+            data["num_ngrams"],
             tuple(data["vocabulary"]),
             np.asarray(arrays["hashes"]),
             np.asarray(arrays["idf"]),

@@ -82,12 +82,12 @@ class ChildModel(NamedTuple):
 
     Attributes:
       init: seed (uint32 []), batch, constants, hyperparameters -> variables.
-      apply: variables, batch, constants, hyperparameters, seed of the dropout or None when not
-        training -> logits [B, num_classes], new batch statistics.
+      apply: variables, batch, constants, hyperparameters, seed (uint32 [], of the dropout),
+        training (bool []) -> logits [B, num_classes], batch statistics, changed when training.
     """
 
     init: Callable[[Array, Any, Any, Any], Params]
-    apply: Callable[[Params, Any, Any, Any, Array | None], tuple[Array, Params]]
+    apply: Callable[[Params, Any, Any, Any, Array, AnyArray], tuple[Array, Params]]
 
 
 class ChildFamily(NamedTuple):
@@ -99,13 +99,16 @@ class ChildFamily(NamedTuple):
 
 
 class ChildData(NamedTuple):
-    """One task's data as the program of one architecture takes it; rows are padded."""
+    """One task's data as the program of one architecture takes it.
 
-    train: Any  # pytree of arrays [N, ...]
-    train_labels: AnyArray  # int32 [N]
-    num_train: AnyArray  # int32 []
-    evaluation: Any  # pytree of arrays [M, ...]
-    evaluation_labels: AnyArray  # int32 [M]
+    Rows to train on come first and those to evaluate on after them, both padded. Training rows are
+    in random order: batches take them in strides.
+    """
+
+    inputs: Any  # pytree of arrays [N, ...]
+    labels: AnyArray  # int32 [N]
+    num_train: AnyArray  # int32 [], from row 0
+    first_evaluation: AnyArray  # int32 [], row
     num_evaluation: AnyArray  # int32 []
     num_classes: AnyArray  # int32 [], of this task; logits beyond are masked
     constants: Any  # pytree of arrays without rows, e.g. a pre-trained table

@@ -29,13 +29,6 @@ def activation_coefficients(name: str) -> np.ndarray:
     return np.array(ACTIVATIONS[name], np.float32)
 
 
-def activate(x: Array, coefficients: Array) -> Array:
-    """Applies the activation given by its coefficients [7], element by element."""
-    a, cap, b, c, d, e, f = coefficients
-    piecewise = a * jnp.minimum(jnp.maximum(x, 0), cap) + b * jnp.minimum(x, 0)
-    return piecewise + (c + d * x) * jax.nn.sigmoid(e * x) + f
-
-
 def mix(x: Array) -> Array:
     """Scrambles unsigned 32-bit integers (the finaliser of MurmurHash3, a bijection)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
@@ -53,7 +46,13 @@ def counter_bits(seed: Array, shape: tuple[int, ...]) -> Array:
 
 
 def uniform_param(
-    module: nn.Module, name: str, seed: Array, shape: tuple[int, ...], bound: float | None = None
+    module: nn.Module,
+    name: str,
+    seed: Array,
+    shape: tuple[int, ...],
+    bound: float | np.ndarray | None = None,
+    *,
+    zero_first: bool = False,
 ) -> Array:
     """Returns a parameter of a Flax module that starts uniform in [-bound, bound].
 
@@ -61,13 +60,25 @@ def uniform_param(
     "Efficient BackProp"). The draw depends on the seed and the parameter's path, and is a prefix of
     every longer one, so that padding the leading axis changes no other row. Flax's own keys would
     have it compile a threefry loop for each parameter.
+
+    Args:
+      module: owns the parameter.
+      name: of the parameter.
+      seed: uint32 [].
+      shape: of the parameter.
+      bound: a number, or one for each column.
+      zero_first: row 0 starts at zero, as `embed` expects of its padding.
     """
     path = "/".join((*module.path, name))
-    bound = math.sqrt(3 / shape[0]) if bound is None else bound
+    limit = np.float32(math.sqrt(3 / shape[0]) if bound is None else bound)
+    if zero_first:
+        limit = limit * (np.arange(shape[0]) > 0).astype(np.float32)[:, None]
 
     def init(_: PRNGKey) -> Array:
         bits = counter_bits(seed ^ jnp.uint32(zlib.crc32(path.encode())), shape)
-        return to_uniform(bits) * 2 * bound - bound
+        return (2 * to_uniform(bits) - 1) * limit.reshape(
+            (1,) * (len(shape) - limit.ndim) + limit.shape
+        )
 
     return module.param(name, init)
 
@@ -77,54 +88,212 @@ def to_uniform(bits: Array) -> Array:
     return (bits >> 8).astype(jnp.float32) * jnp.float32(2**-24)
 
 
-def dropout(x: Array, rate: Array, seed: Array, layer: int, *, train: bool) -> Array:
-    """In training, zeroes a share `rate` of the elements and scales up the others."""
-    if not train:
-        return x
-    bits = counter_bits(seed + jnp.uint32(0x632BE5AB * (layer + 1) % 2**32), x.shape)
-    return jnp.where(to_uniform(bits) >= rate, x / (1 - rate), 0.0)
+def keep_mask(seed: Array, layer: int, rate: Array, shape: tuple[int, ...]) -> Array:
+    """Returns what dropout multiplies with: 0 for a share `rate`, 1 / (1 - rate) elsewhere.
+
+    Args:
+      seed: uint32 [], another one at each step.
+      layer: tells the layers of a model apart.
+      rate: [], below 1; 0 outside training.
+      shape: of the mask.
+    """
+    bits = counter_bits(seed + jnp.uint32(0x632BE5AB * (layer + 1) % 2**32), shape)
+    return jnp.where(to_uniform(bits) >= rate, 1 / (1 - rate), 0.0)
+
+
+# Gradients by hand where autodiff would store a handful of intermediate arrays: what is stored is
+# written, read and compiled as a kernel of its own. They cost half of a step's kernels.
+
+
+@jax.custom_vjp
+def activate(x: Array, coefficients: Array, mask: Array) -> Array:
+    """Applies the activation given by its coefficients [7], then multiplies with a dropout mask."""
+    return _activation(x, coefficients)[0] * mask
+
+
+def _activation(x: Array, coefficients: Array) -> tuple[Array, Array]:
+    """Returns the activation and its derivative, element by element."""
+    a, cap, b, c, d, e, f = coefficients
+    s = jax.nn.sigmoid(e * x)
+    value = a * jnp.clip(x, 0, cap) + b * jnp.minimum(x, 0) + (c + d * x) * s + f
+    inside = (x > 0) & (x < cap)
+    slope = a * inside + b * (x < 0) + d * s + (c + d * x) * e * s * (1 - s)
+    return value, slope
+
+
+def _activate_forward(x: Array, coefficients: Array, mask: Array) -> tuple[Array, tuple]:
+    return activate(x, coefficients, mask), (x, coefficients, mask)
+
+
+def _activate_backward(residuals: tuple, grad: Array) -> tuple:
+    x, coefficients, mask = residuals
+    return grad * mask * _activation(x, coefficients)[1], None, None
+
+
+activate.defvjp(_activate_forward, _activate_backward)
+
+
+@jax.custom_vjp
+def embed(table: Array, tokens: Array) -> Array:
+    """Returns the rows [..., E] of a table [V, E]; row 0 is padding and gets no gradient.
+
+    Args:
+      table: [V, E]; what doesn't train row 0 leaves it as it starts, at zero.
+      tokens: int32 [...], in [0, V): not checked.
+    """
+    return table.at[tokens].get(mode="promise_in_bounds")
+
+
+def _embed_forward(table: Array, tokens: Array) -> tuple[Array, tuple]:
+    return embed(table, tokens), (table, tokens)
+
+
+def _embed_backward(residuals: tuple, grad: Array) -> tuple:
+    table, tokens = residuals
+    rows = grad.reshape(-1, table.shape[1])
+    total = jnp.zeros_like(table).at[tokens.reshape(-1)].add(rows, mode="promise_in_bounds")
+    return total.at[0].set(0.0), None
+
+
+embed.defvjp(_embed_forward, _embed_backward)
+
+
+@jax.custom_vjp
+def max_over_windows(windows: Array, kernel: Array, inside: Array) -> Array:
+    """Returns each filter's largest response, [B, F].
+
+    Args:
+      windows: [B, L, K], all that each position's filters see.
+      kernel: [K, F].
+      inside: bool [B, L], windows that count; one of each text at least.
+    """
+    return _max_over_windows(windows, kernel, inside)[0]
+
+
+def _max_over_windows(windows: Array, kernel: Array, inside: Array) -> tuple[Array, tuple]:
+    windows = jax.lax.optimization_barrier(windows)  # or XLA puts them together twice
+    responses = windows @ kernel
+    highest = jnp.max(jnp.where(inside[..., None], responses, -jnp.inf), 1)
+    return highest, (windows, kernel, inside, responses, highest)
+
+
+def _max_over_windows_backward(residuals: tuple, grad: Array) -> tuple:
+    windows, kernel, inside, responses, highest = residuals
+    chosen = (responses == highest[:, None]) & inside[..., None]
+    share = grad / jnp.sum(chosen.astype(grad.dtype), 1)  # equal responses share the gradient
+    response_grad = jnp.where(chosen, share[:, None], 0.0)
+    # Summed in parts: XLA's product over one long axis, its operands transposed, is slower on CPUs.
+    parts = 8 if windows.shape[0] % 8 == 0 else 1
+    kernel_grad = jnp.einsum(
+        "plf,plk->pfk",
+        response_grad.reshape(parts, -1, kernel.shape[1]),
+        windows.reshape(parts, -1, kernel.shape[0]),
+    )
+    return response_grad @ kernel.T, jnp.sum(kernel_grad, 0).T, None
+
+
+max_over_windows.defvjp(_max_over_windows, _max_over_windows_backward)
+
+_EPSILON = 1e-5  # added to variances
+
+
+@jax.custom_vjp
+def normalize(x: Array, affine: Array, kind: Array, fixed: Array, training: Array) -> Array:
+    """Adds a bias, then applies no, batch or layer normalisation.
+
+    Args:
+      x: [B, H].
+      affine: [3, H], bias, scale and shift.
+      kind: int32 [], index into NORMALIZATIONS.
+      fixed: [2, H], means of x (with its bias) and of its square that batch normalisation uses
+        outside training.
+      training: bool [].
+    """
+    return _normalize(x, affine, kind, fixed, training)[0]
+
+
+def _normalize(
+    x: Array, affine: Array, kind: Array, fixed: Array, training: Array
+) -> tuple[Array, tuple]:
+    bias, scale, shift = (row[None] for row in affine)
+    x = x + bias
+    mean, square = (row[None] for row in jnp.where(training, batch_moments(x), fixed))
+    mean = jnp.where(kind == 2, jnp.mean(x, 1, keepdims=True), mean)
+    square = jnp.where(kind == 2, jnp.mean(x * x, 1, keepdims=True), square)
+    inverse = jax.lax.rsqrt(jnp.maximum(square - mean**2, 0) + _EPSILON)
+    normal = (x - mean) * inverse
+    return jnp.where(kind > 0, normal * scale + shift, x), (normal, inverse, scale)
+
+
+def batch_moments(x: Array) -> Array:
+    """Returns the means over the rows of x [B, H] and of its square, [2, H]."""
+    return jnp.stack([jnp.mean(x, 0), jnp.mean(x * x, 0)])
+
+
+def _normalize_forward(*inputs: Array) -> tuple[Array, tuple]:
+    out, residuals = _normalize(*inputs)
+    return out, (*residuals, inputs[2])
+
+
+def _normalize_backward(residuals: tuple, grad: Array) -> tuple:
+    """Ioffe & Szegedy (2015), section 3; outside training there is no use for gradients."""
+    normal, inverse, scale, kind = residuals
+    shift_grad, scale_grad = jnp.sum(grad, 0), jnp.sum(grad * normal, 0)
+    scaled = grad * scale
+    rows = grad.shape[0]
+    first = jnp.where(kind == 2, jnp.mean(scaled, 1, keepdims=True), scale * shift_grad / rows)
+    second = jnp.where(
+        kind == 2, jnp.mean(scaled * normal, 1, keepdims=True), scale * scale_grad / rows
+    )
+    x_grad = jnp.where(kind > 0, inverse * (scaled - first - normal * second), grad)
+    affine_grad = jnp.stack([scale_grad, shift_grad]) * (kind > 0)
+    bias_grad = jnp.sum(x_grad, 0, keepdims=True)
+    return x_grad, jnp.concatenate([bias_grad, affine_grad]), None, None, None
+
+
+normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class NormalizedDense(nn.Module):
     """A dense layer, then no, batch or layer normalisation by a traced index into NORMALIZATIONS.
 
     Batch normalisation: Ioffe & Szegedy (2015); layer normalisation: Ba et al. (2016). Variances
-    are E[x^2] - E[x]^2, in one pass. Bias, scale and shift are the rows of one parameter, and the
-    moving statistics those of one variable: compilation time goes with the number of arrays.
+    are E[x^2] - E[x]^2, in one pass.
 
     Attributes:
       size: units.
-      kinds: how many of NORMALIZATIONS the index may name; 2 compiles faster than 3.
-      momentum: weight of the past in the moving statistics.
-      epsilon: added to variances.
     """
 
     size: int
-    kinds: int = len(NORMALIZATIONS)
-    momentum: float = 0.9
-    epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(
-        self, x: Array, kind: Array, seed: Array, *, train: bool, weights: Array | None = None
-    ) -> Array:
-        """Returns [..., size]; batch statistics go by the weights, [..., 1], if there are any."""
+    def __call__(self, x: Array, kind: Array, seed: Array, training: Array) -> Array:
+        """Returns [B, size] for x [B, H]."""
         kernel = uniform_param(self, "kernel", seed, (x.shape[-1], self.size))
+        return Normalization(self.size, name="norm")(x @ kernel, kind, training)
+
+
+class Normalization(nn.Module):
+    """A bias and `normalize`, with the moving statistics of the batches that it saw.
+
+    Bias, scale and shift are the rows of one parameter, and the moving statistics those of one
+    variable: compilation time goes with the number of arrays.
+
+    Attributes:
+      size: units.
+      momentum: weight of the past in the moving statistics.
+    """
+
+    size: int
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: Array, kind: Array, training: Array) -> Array:
         affine = self.param("affine", lambda _: jnp.zeros((3, self.size)).at[1].set(1.0))
         start = jnp.zeros((2, self.size)).at[1].set(1.0)
         moving = self.variable("batch_stats", "moments", lambda: start)
-        rows = [row.reshape((1,) * (x.ndim - 1) + (self.size,)) for row in affine]
-        x = x @ kernel + rows[0]
-        moments = moving.value
-        if train:
-            axes = tuple(range(x.ndim - 1))
-            weights = jnp.ones((*x.shape[:-1], 1)) if weights is None else weights
-            share = weights / jnp.sum(weights)
-            moments = jnp.stack([jnp.sum(share * x, axes), jnp.sum(share * x * x, axes)])
-            moving.value = self.momentum * moving.value + (1 - self.momentum) * moments
-        mean, square = (row.reshape(rows[0].shape) for row in moments)
-        if self.kinds > 2:
-            mean = jnp.where(kind == 2, jnp.mean(x, -1, keepdims=True), mean)
-            square = jnp.where(kind == 2, jnp.mean(x * x, -1, keepdims=True), square)
-        factor = jax.lax.rsqrt(jnp.maximum(square - mean**2, 0) + self.epsilon) * rows[1]
-        return jnp.where(kind > 0, (x - mean) * factor + rows[2], x)
+        fixed = moving.value
+        if not self.is_initializing():
+            moments = batch_moments(jax.lax.stop_gradient(x + affine[None, 0]))
+            moving.value = fixed + jnp.where(training, 1 - self.momentum, 0.0) * (moments - fixed)
+        return normalize(x, affine, kind, fixed, training)

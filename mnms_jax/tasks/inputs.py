@@ -16,6 +16,7 @@ from mnms_jax.tasks.text import (
     TextEncoder,
     TextRows,
     common_length,
+    common_ngrams,
     encode,
     fit_encoder,
     make_batch,
@@ -84,11 +85,20 @@ class TextInputs:
 
     def encoder(self, task_id: int, preprocessing: TextPreprocessing) -> TextEncoder:
         """Returns the encoder of a task's texts."""
-        texts = self.tasks[task_id].splits["train"].texts
         return self._keep(
             ("encoder", task_id, preprocessing),
-            lambda: fit_encoder(texts, preprocessing, self.sizes, self._length),
+            lambda: self._fit_encoder(task_id, preprocessing)._replace(num_ngrams=self._num_ngrams),
         )
+
+    @functools.cached_property
+    def _num_ngrams(self) -> int:
+        most = TextPreprocessing(lowercase=False, strip=False)
+        encoders = [self._fit_encoder(task_id, most) for task_id in range(len(self.tasks))]
+        return common_ngrams(encoders, [task.splits["train"] for task in self.tasks])
+
+    def _fit_encoder(self, task_id: int, preprocessing: TextPreprocessing) -> TextEncoder:
+        texts = self.tasks[task_id].splits["train"].texts
+        return fit_encoder(texts, preprocessing, self.sizes, self._length)
 
     def table(
         self, task_id: int, preprocessing: TextPreprocessing, architecture: TextArchitecture
@@ -101,7 +111,8 @@ class TextInputs:
             vocabulary = self.encoder(task_id, preprocessing).vocabulary
             vectors = vectors_for(self._vectors[architecture.embedding], vocabulary)
             vectors[:2] = 0  # padding and unknown
-            return np.pad(vectors, ((0, architecture.rows - len(vectors)), (0, 0)))
+            rows, columns = np.subtract((architecture.rows, architecture.size), vectors.shape)
+            return np.pad(vectors, ((0, rows), (0, columns)))
 
         return self._keep(("table", task_id, preprocessing, architecture.embedding), build)
 
@@ -110,32 +121,33 @@ class TextInputs:
     ) -> ChildData:
         table = self.table(task_id, preprocessing, architecture)
         splits = self.tasks[task_id].splits
-        batches = {
-            split: make_batch(self._rows(task_id, preprocessing, split), architecture, table)
-            for split in self._num_rows
-        }
-        labels = {split: _pad_rows(splits[split].labels, n) for split, n in self._num_rows.items()}
+        inputs = make_batch(self._rows(task_id, preprocessing), architecture, table)
+        labels = [_pad_rows(splits[split].labels, n) for split, n in self._num_rows.items()]
         data = ChildData(
-            train=batches["train"],
-            train_labels=labels["train"],
+            inputs=inputs,
+            labels=np.concatenate(labels),
             num_train=np.int32(len(splits["train"].labels)),
-            evaluation=batches["validation"],
-            evaluation_labels=labels["validation"],
+            first_evaluation=np.int32(self._num_rows["train"]),
             num_evaluation=np.int32(len(splits["validation"].labels)),
             num_classes=np.int32(self.tasks[task_id].num_classes),
             constants=None if architecture.pooled else table,
         )
         return jax.tree.map(jnp.asarray, data)
 
-    def _rows(self, task_id: int, preprocessing: TextPreprocessing, split: str) -> TextRows:
+    def _rows(self, task_id: int, preprocessing: TextPreprocessing) -> TextRows:
         """Returns padded rows on the device, which the batches of all architectures share."""
 
         def build() -> TextRows:
-            texts = self.tasks[task_id].splits[split].texts
-            rows = encode(self.encoder(task_id, preprocessing), texts)
-            return jax.tree.map(lambda x: jnp.asarray(_pad_rows(x, self._num_rows[split])), rows)
+            encoder = self.encoder(task_id, preprocessing)
+            splits = self.tasks[task_id].splits
+            rows = [encode(encoder, splits[split].texts) for split in self._num_rows]
+            padded = [
+                jax.tree.map(lambda x, n=n: _pad_rows(x, n), part)
+                for part, n in zip(rows, self._num_rows.values(), strict=True)
+            ]
+            return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *padded)
 
-        return self._keep(("rows", task_id, preprocessing, split), build)
+        return self._keep(("rows", task_id, preprocessing), build)
 
     def _keep(self, key: Hashable, build: Callable[[], _T]) -> _T:
         with self._lock:

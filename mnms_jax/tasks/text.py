@@ -68,6 +68,7 @@ class TextEncoder(NamedTuple):
 
     preprocessing: TextPreprocessing
     length: int  # L, most words of a text; the rest is cut off
+    num_ngrams: int  # W, most known n-grams of a text; the rest is cut off
     vocabulary: tuple[str, ...]  # words by token; the first two are padding and unknown
     hashes: np.ndarray  # int64 [G], of the commonest unigrams and bigrams, ascending
     idf: np.ndarray  # float32 [G], their inverse document frequencies
@@ -77,8 +78,8 @@ class TextRows(NamedTuple):
     """Encoded texts, padded with zeros."""
 
     tokens: AnyArray  # int32 [N, L]
-    ngrams: AnyArray  # int32 [N, 2 L], unigrams and bigrams alternate; 0 where not known
-    weights: AnyArray  # float32 [N, 2 L], TF-IDF of unit length; a repeat in a text weighs 0
+    ngrams: AnyArray  # int32 [N, W], known unigrams and bigrams in their order, none twice
+    weights: AnyArray  # float32 [N, W], their TF-IDF, of unit length
 
 
 def tokenize(text: str, preprocessing: TextPreprocessing) -> list[str]:
@@ -94,13 +95,33 @@ def common_length(splits: Sequence[Split], limit: int, percentile: float = 95.0)
         np.percentile([len(tokenize(text, longest)) for text in split.texts], percentile)
         for split in splits
     ]
-    return min(limit, 8 * int(np.ceil(max(*fits, 1) / 8)))
+    return min(limit, _round_up(max(*fits, 1)))
+
+
+def common_ngrams(encoders: Sequence[TextEncoder], splits: Sequence[Split]) -> int:
+    """Returns the number of known n-grams, a multiple of 8, that 95 % of every task's texts fit.
+
+    Args:
+      encoders: one a task, without a limit of their own.
+      splits: each task's training texts.
+    """
+    fits = [
+        np.percentile((encode(encoder, split.texts).ngrams > 0).sum(1), 95)
+        for encoder, split in zip(encoders, splits, strict=True)
+    ]
+    return _round_up(max(*fits, 1))
+
+
+def _round_up(number: float) -> int:
+    return 8 * int(np.ceil(number / 8))
 
 
 def fit_encoder(
     texts: Sequence[str], preprocessing: TextPreprocessing, sizes: TextSizes, length: int
 ) -> TextEncoder:
     """Returns the encoder of a task: its commonest words and its n-grams' frequencies.
+
+    N-grams of a single text say nothing about others and are left out.
 
     Args:
       texts: training texts.
@@ -114,10 +135,13 @@ def fit_encoder(
     ngrams = _hash_ngrams(words, length)
     hashes, documents = np.unique(ngrams[~_repeats(ngrams)], return_counts=True)
     hashes, documents = hashes[hashes != PADDING], documents[hashes != PADDING]
+    hashes, documents = hashes[documents > 1], documents[documents > 1]
     known = np.sort(np.lexsort((hashes, -documents))[: sizes.ngrams - 1])
     idf = np.log((1 + len(texts)) / (1 + documents[known])) + 1
     vocabulary = ("<padding>", "<unknown>", *common)
-    return TextEncoder(preprocessing, length, vocabulary, hashes[known], idf.astype(np.float32))
+    return TextEncoder(
+        preprocessing, length, 2 * length, vocabulary, hashes[known], idf.astype(np.float32)
+    )
 
 
 def encode(encoder: TextEncoder, texts: Sequence[str]) -> TextRows:
@@ -128,6 +152,8 @@ def encode(encoder: TextEncoder, texts: Sequence[str]) -> TextRows:
     hashes = _hash_ngrams(words, encoder.length)
     place = np.searchsorted(encoder.hashes, hashes).clip(max=encoder.hashes.size - 1)
     known = (encoder.hashes[place] == hashes) & ~_repeats(hashes)
+    first = np.argsort(~known, axis=1, kind="stable")[:, : encoder.num_ngrams]
+    place, known = (np.take_along_axis(array, first, 1) for array in (place, known))
     ngrams = np.where(known, 1 + place, 0).astype(np.int32)
     weights = np.where(known, encoder.idf[place], 0)
     norm = np.linalg.norm(weights, axis=1, keepdims=True)

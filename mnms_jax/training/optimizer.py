@@ -79,6 +79,7 @@ def apply_gradients(
     groups: dict[str, Coefficients],
     step: Array,
     num_steps: AnyArray,
+    training: AnyArray = True,
 ) -> tuple[Params, Slots]:
     """Makes one step; the learning rate falls linearly, to zero after the last one.
 
@@ -89,25 +90,28 @@ def apply_gradients(
       groups: coefficients of each group.
       step: int32 [], 0 at the first step.
       num_steps: int32 [], steps in all.
+      training: bool []; if not, the parameters stay as they are, and the moments are of no use.
 
     Returns:
       Parameters and slots after the step.
     """
-    count = jnp.float32(step + 1)
-    remaining = 1 - step / num_steps
+    rates: dict[str, tuple[Array, ...]] = {}
+    for name, c in groups.items():
+        # For plain decays, 1 - correction * decay^t is 1.
+        power = jnp.stack([c.momentum, c.decay]) ** jnp.float32(step + 1)
+        first, second = 1 / (1 - c.correction * power)
+        rates[name] = c.learning_rate * (1 - step / num_steps) * first, second
 
     def update(
-        name: str, c: Coefficients, w: Array, g: Array, m: Array, v: Array
+        group: str, leaf: str, w: Array, g: Array, m: Array, v: Array
     ) -> tuple[Array, Array, Array]:
-        if name in _REGULARIZED:
+        c, (rate, correct) = groups[group], rates[group]
+        if leaf in _REGULARIZED:
             g = g + c.regularization * w
         m = c.momentum * m + c.gain * g
         v = c.decay * v + c.square * g * g
-        # For plain decays, 1 - correction * decay^t is 1.
-        m_hat = m / (1 - c.correction * c.momentum**count)
-        v_hat = v / (1 - c.correction * c.decay**count)
-        scale = c.adaptive * (jnp.sqrt(v_hat) + c.epsilon) + (1 - c.adaptive)
-        return w - c.learning_rate * remaining * m_hat / scale, m, v
+        scale = c.adaptive * (jnp.sqrt(correct * v) + c.epsilon) + (1 - c.adaptive)
+        return jnp.where(training, w - rate * m / scale, w), m, v
 
     new: dict[str, tuple] = {}
     for name, group in params.items():
@@ -115,7 +119,7 @@ def apply_gradients(
         names = [path[-1].key for path, _ in paths]
         leaves = [jax.tree.leaves(tree[name]) for tree in (params, grads, *slots)]
         rows = zip(names, *leaves, strict=True)
-        stepped = [update(leaf, groups[name], *row) for leaf, *row in rows]
+        stepped = [update(name, leaf, *row) for leaf, *row in rows]
         new[name] = tuple(
             jax.tree.unflatten(structure, column) for column in zip(*stepped, strict=True)
         )
