@@ -203,7 +203,8 @@ def _evaluate(
     space: SearchSpace, weights: _Weights, actions: Array, task_id: Array
 ) -> PolicyOutput:
     # All actions are known, so that nothing but the recurrent cell stands in the loop. Rows of
-    # tables are taken by products with one-hot vectors, as the gradients of indexing are slow.
+    # tables are taken by products with one-hot vectors, as the gradients of indexing are slow on a
+    # CPU; so is that of an einsum over few choices, and the product is summed instead.
     inputs = _project(weights, task_id)
     actions = jnp.where(_are_active(space, actions), actions, 0)
     previous = jnp.concatenate([jnp.zeros(1, jnp.int32), actions[:-1]])
@@ -215,7 +216,7 @@ def _evaluate(
         return carry, carry[1]
 
     _, outputs = jax.lax.scan(step, _start(weights), (previous, inputs.action_gates))
-    logits = jnp.einsum("dp,dpc->dc", previous, inputs.action_logits) + inputs.task_logits
+    logits = jnp.sum(previous[:, :, None] * inputs.action_logits, axis=1) + inputs.task_logits
     logits += jnp.einsum("dh,dhc->dc", outputs, weights.head_recurrent)
     return _score(space, logits, actions)
 
