@@ -7,7 +7,6 @@ arXiv:1803.02780): a skip connection around the recurrent cell lets the marginal
 be learnt easily. Neither paper gives sizes; the defaults here are ours.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -19,17 +18,40 @@ import numpy as np
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, Policy, PolicyOutput, PRNGKey
 
-# Given the index of a decision and its masked logits [C], returns the action.
-Choose = Callable[[Array, Array], Array]
+_Carry = tuple[Array, Array]  # memory c and output h of the recurrent cell, each [H]
 
 
 class _Rollout(NamedTuple):
     """What is known after some of the decisions."""
 
-    carry: tuple[Array, Array]  # of the recurrent cell
-    previous: Array  # [E], embedding of the last action
+    carry: _Carry
+    previous: Array  # int32 [], the last action
     actions: Array  # int32 [D], zero where not yet decided
-    active: Array  # bool [D], False where not yet decided
+
+
+class _Weights(NamedTuple):
+    """The network's parameters as the arithmetic takes them, for H units, inputs of size E + K."""
+
+    task_embedding: Array  # [T, K]
+    action_embedding: Array  # [D, C, E], of the action before d; before the first stands action 0
+    cell_input: Array  # [E + K, 4H]
+    cell_recurrent: Array  # [H, 4H]
+    cell_bias: Array  # [4H]
+    head_recurrent: Array  # [D, H, C]
+    head_input: Array  # [D, E + K, C], the skip connection
+    head_bias: Array  # [D, C]
+
+
+class _Inputs(NamedTuple):
+    """What the inputs, the previous action and the task, add to gates and logits.
+
+    There are fewer different inputs than trials times decisions: each is projected once.
+    """
+
+    action_gates: Array  # [D, C, 4H], by the action before d
+    action_logits: Array  # [D, C, C], by the action before d
+    task_gates: Array  # [4H]
+    task_logits: Array  # [D, C]
 
 
 def make_policy(
@@ -60,34 +82,36 @@ def make_policy(
         init_scale=init_scale,
     )
 
-    def init(key: PRNGKey) -> Params:
-        return network.init(key, jnp.int32(0), lambda _, logits: jnp.argmax(logits))["params"]
+    def weigh(params: Params) -> _Weights:
+        weights = network.apply({"params": params})
+        assert isinstance(weights, _Weights)
+        return weights
 
-    def roll(params: Params, task_id: Array, choose: Choose) -> PolicyOutput:
-        output = network.apply({"params": params}, task_id, choose)
-        assert isinstance(output, PolicyOutput)
-        return output
+    def sample(params: Params, key: PRNGKey, task_id: Array) -> PolicyOutput:
+        return _sample(space, weigh(params), key, task_id)
 
-    return _as_policy(init, roll)
+    def evaluate(params: Params, actions: Array, task_id: Array) -> PolicyOutput:
+        chex.assert_rank([actions, task_id], [1, 0])
+        return _evaluate(space, weigh(params), actions, task_id)
+
+    return Policy(lambda key: network.init(key)["params"], sample, evaluate)
 
 
 def make_random_policy(space: SearchSpace) -> Policy:
     """Returns the policy of random search: uniform over the choices of every active decision."""
+    shape = (space.num_decisions, space.max_choices)
 
-    def roll(params: Params, task_id: Array, choose: Choose) -> PolicyOutput:
-        del params, task_id
-        logits = jnp.zeros((space.num_decisions, space.max_choices))
+    def sample(params: Params, key: PRNGKey, task_id: Array) -> PolicyOutput:
+        draw = jax.vmap(_draw, in_axes=(None, 0, 0, 0))
+        actions = draw(key, jnp.arange(shape[0]), jnp.zeros(shape), jnp.asarray(space.action_mask))
+        return evaluate(params, actions, task_id)
 
-        def step(rollout: _Rollout, d: Array) -> tuple[_Rollout, tuple[Array, Array]]:
-            return _decide(space, rollout, d, logits[d], choose)
+    def evaluate(params: Params, actions: Array, task_id: Array) -> PolicyOutput:
+        del params
+        chex.assert_rank([actions, task_id], [1, 0])
+        return _score(space, jnp.zeros(shape), actions)
 
-        empty = jnp.zeros(0)
-        rollout, (log_probs, entropy) = jax.lax.scan(
-            step, _start(space, (empty, empty), empty), jnp.arange(space.num_decisions)
-        )
-        return PolicyOutput(rollout.actions, log_probs, entropy)
-
-    return _as_policy(lambda key: {}, roll)
+    return Policy(lambda key: {}, sample, evaluate)
 
 
 def choice_frequencies(
@@ -109,23 +133,9 @@ def choice_frequencies(
     return np.mean(taken & space.active(actions)[..., None], axis=0)
 
 
-def _as_policy(
-    init: Callable[[PRNGKey], Params], roll: Callable[[Params, Array, Choose], PolicyOutput]
-) -> Policy:
-    def sample(params: Params, key: PRNGKey, task_id: Array) -> PolicyOutput:
-        def choose(d: Array, logits: Array) -> Array:
-            return jax.random.categorical(jax.random.fold_in(key, d), logits)
-
-        return roll(params, task_id, choose)
-
-    def evaluate(params: Params, actions: Array, task_id: Array) -> PolicyOutput:
-        chex.assert_rank([actions, task_id], [1, 0])
-        return roll(params, task_id, lambda d, _: actions[d])
-
-    return Policy(init, sample, evaluate)
-
-
 class _PolicyNetwork(nn.Module):
+    """Declares the parameters and returns them as the plain functions below take them."""
+
     space: SearchSpace
     num_tasks: int
     hidden_size: int
@@ -134,62 +144,153 @@ class _PolicyNetwork(nn.Module):
     init_scale: float
 
     @nn.compact
-    def __call__(self, task_id: Array, choose: Choose) -> PolicyOutput:
+    def __call__(self) -> _Weights:
         def init(key: PRNGKey, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
             return jax.random.uniform(key, shape, dtype, -self.init_scale, self.init_scale)
 
         size = (self.space.num_decisions, self.space.max_choices)
         inputs = self.action_embedding_size + self.task_embedding_size
         features = inputs + self.hidden_size
-        task_table = self.param("task_embedding", init, (self.num_tasks, self.task_embedding_size))
-        action_table = self.param("action_embedding", init, (*size, self.action_embedding_size))
+        task = self.param("task_embedding", init, (self.num_tasks, self.task_embedding_size))
+        action = self.param("action_embedding", init, (*size, self.action_embedding_size))
         first = self.param("first_input", init, (self.action_embedding_size,))
         kernel = self.param("head_kernel", init, (size[0], features, size[1]))
         bias = self.param("head_bias", nn.initializers.zeros, size)
-        cell = nn.OptimizedLSTMCell(
-            self.hidden_size, kernel_init=init, recurrent_kernel_init=init, name="cell"
+        if self.is_initializing():
+            cell = nn.OptimizedLSTMCell(
+                self.hidden_size, kernel_init=init, recurrent_kernel_init=init, name="cell"
+            )
+            carry = (jnp.zeros(self.hidden_size), jnp.zeros(self.hidden_size))
+            cell(carry, jnp.zeros(inputs))
+        cell_params = self.variables["params"]["cell"]
+
+        def gates(prefix: str, name: str) -> Array:
+            return jnp.concatenate([cell_params[prefix + gate][name] for gate in "ifgo"], axis=-1)
+
+        before_first = jnp.broadcast_to(first, (1, *action.shape[1:]))
+        return _Weights(
+            task,
+            jnp.concatenate([before_first, action[:-1]]),
+            gates("i", "kernel"),
+            gates("h", "kernel"),
+            gates("h", "bias"),
+            kernel[:, : self.hidden_size],
+            kernel[:, self.hidden_size :],
+            bias,
         )
 
-        def step(
-            cell: nn.Module, rollout: _Rollout, d: Array
-        ) -> tuple[_Rollout, tuple[Array, Array]]:
-            x = jnp.concatenate([rollout.previous, task_table[task_id]])
-            carry, h = cell(rollout.carry, x)
-            logits = jnp.concatenate([h, x]) @ kernel[d] + bias[d]  # x: the skip connection
-            rollout, outputs = _decide(self.space, rollout, d, logits, choose)
-            previous = action_table[d, rollout.actions[d]]
-            return rollout._replace(carry=carry, previous=previous), outputs
 
-        scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
-        carry = (jnp.zeros(self.hidden_size), jnp.zeros(self.hidden_size))
-        rollout, (log_probs, entropy) = scan(
-            cell, _start(self.space, carry, first), jnp.arange(self.space.num_decisions)
-        )
-        return PolicyOutput(rollout.actions, log_probs, entropy)
+def _sample(space: SearchSpace, weights: _Weights, key: PRNGKey, task_id: Array) -> PolicyOutput:
+    inputs = _project(weights, task_id)
+    mask, required = jnp.asarray(space.action_mask), jnp.asarray(_required_actions(space))
 
+    def step(rollout: _Rollout, d: Array) -> tuple[_Rollout, Array]:
+        gates = inputs.action_gates[d, rollout.previous] + inputs.task_gates
+        carry = _lstm(weights, rollout.carry, gates)
+        logits = inputs.action_logits[d, rollout.previous] + inputs.task_logits[d]
+        logits += carry[1] @ weights.head_recurrent[d]
+        action = _draw(key, d, logits, mask[d])
+        action = jnp.where(_is_active(required[d], rollout.actions), action, 0)
+        return _Rollout(carry, action, rollout.actions.at[d].set(action)), logits
 
-def _start(space: SearchSpace, carry: tuple[Array, Array], previous: Array) -> _Rollout:
     actions = jnp.zeros(space.num_decisions, jnp.int32)
-    return _Rollout(carry, previous, actions, jnp.zeros(space.num_decisions, bool))
+    start = _Rollout(_start(weights), jnp.int32(0), actions)
+    rollout, logits = jax.lax.scan(step, start, jnp.arange(space.num_decisions))
+    return _score(space, logits, rollout.actions)
 
 
-def _decide(
-    space: SearchSpace, rollout: _Rollout, d: Array, logits: Array, choose: Choose
-) -> tuple[_Rollout, tuple[Array, Array]]:
-    """Makes decision d; returns the rollout with it, and its log-probability and entropy.
+def _evaluate(
+    space: SearchSpace, weights: _Weights, actions: Array, task_id: Array
+) -> PolicyOutput:
+    # All actions are known, so that nothing but the recurrent cell stands in the loop. Rows of
+    # tables are taken by products with one-hot vectors, as the gradients of indexing are slow on a
+    # CPU; so is that of an einsum over few choices, and the product is summed instead.
+    inputs = _project(weights, task_id)
+    actions = jnp.where(_are_active(space, actions), actions, 0)
+    previous = jnp.concatenate([jnp.zeros(1, jnp.int32), actions[:-1]])
+    previous = jax.nn.one_hot(previous, space.max_choices)
+
+    def step(carry: _Carry, before: tuple[Array, Array]) -> tuple[_Carry, Array]:
+        previous, action_gates = before
+        carry = _lstm(weights, carry, previous @ action_gates + inputs.task_gates)
+        return carry, carry[1]
+
+    _, outputs = jax.lax.scan(step, _start(weights), (previous, inputs.action_gates))
+    logits = jnp.sum(previous[:, :, None] * inputs.action_logits, axis=1) + inputs.task_logits
+    logits += jnp.einsum("dh,dhc->dc", outputs, weights.head_recurrent)
+    return _score(space, logits, actions)
+
+
+def _project(weights: _Weights, task_id: Array) -> _Inputs:
+    action, task = weights.action_embedding, weights.task_embedding[task_id]
+    split = action.shape[-1]
+    return _Inputs(
+        action @ weights.cell_input[:split],
+        jnp.einsum("dpe,dec->dpc", action, weights.head_input[:, :split]),
+        task @ weights.cell_input[split:] + weights.cell_bias,
+        jnp.einsum("k,dkc->dc", task, weights.head_input[:, split:]) + weights.head_bias,
+    )
+
+
+def _start(weights: _Weights) -> _Carry:
+    hidden_size = weights.cell_recurrent.shape[0]
+    return jnp.zeros(hidden_size), jnp.zeros(hidden_size)
+
+
+def _lstm(weights: _Weights, carry: _Carry, inputs: Array) -> _Carry:
+    """One step of Flax's LSTM cell, for projected inputs [4H] that hold the bias.
+
+    The cell itself would project its inputs and join its kernels anew at every step.
+    """
+    c, h = carry
+    i, f, g, o = jnp.split(inputs + h @ weights.cell_recurrent, 4)
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return c, jax.nn.sigmoid(o) * jnp.tanh(c)
+
+
+def _required_actions(space: SearchSpace) -> np.ndarray:
+    """Returns which choices of each decision let d be active, bool [D, D, C].
+
+    It includes the decisions that d depends on through others, so that d is active where all
+    actions of a design are allowed, without a look at what else is active.
+    """
+    required = space.conditions.copy()
+    for d in range(space.num_decisions):  # a decision's parents stand before it
+        for parent in np.flatnonzero(space.parents[d]):
+            required[d] &= required[parent]
+    return required
+
+
+def _is_active(required: Array, actions: Array) -> Array:
+    """Returns whether a decision is active, for its required actions [D, C], in a design [D]."""
+    taken = jax.nn.one_hot(actions, required.shape[1], dtype=bool)
+    return ~jnp.any(taken & ~required)
+
+
+def _are_active(space: SearchSpace, actions: Array) -> Array:
+    """Returns which decisions are active, bool [D], in a design [D]."""
+    return jax.vmap(_is_active, in_axes=(0, None))(jnp.asarray(_required_actions(space)), actions)
+
+
+def _draw(key: PRNGKey, d: Array, logits: Array, mask: Array) -> Array:
+    """Draws an action of decision d from logits [C], of which the mask leaves its choices."""
+    logits = jnp.where(mask, logits, -jnp.inf)
+    return jax.random.categorical(jax.random.fold_in(key, d), logits).astype(jnp.int32)
+
+
+def _score(space: SearchSpace, logits: Array, actions: Array) -> PolicyOutput:
+    """Returns log-probabilities and entropies of a design under its logits [D, C].
 
     An inactive decision takes its first choice at no log-probability and no entropy, so that
     equal children have equal encodings.
     """
-    allowed = jnp.asarray(space.conditions)[d, jnp.arange(space.num_decisions), rollout.actions]
-    active = jnp.all(allowed & (rollout.active | ~jnp.asarray(space.parents)[d]))
-    mask = jnp.asarray(space.action_mask)[d]
-    action = jnp.where(active, choose(d, jnp.where(mask, logits, -jnp.inf)), 0).astype(jnp.int32)
+    active = _are_active(space, actions)
+    actions = jnp.where(active, actions, 0)
+    mask = jnp.asarray(space.action_mask)
     # Padded choices are masked before the product p log p: masking after it gives NaN gradients.
     log_p = jax.nn.log_softmax(jnp.where(mask, logits, jnp.finfo(logits.dtype).min))
     log_p = jnp.where(mask, log_p, 0.0)
-    entropy = -jnp.sum(jnp.where(mask, jnp.exp(log_p) * log_p, 0.0))
-    rollout = rollout._replace(
-        actions=rollout.actions.at[d].set(action), active=rollout.active.at[d].set(active)
-    )
-    return rollout, (jnp.where(active, log_p[action], 0.0), jnp.where(active, entropy, 0.0))
+    entropy = -jnp.sum(jnp.where(mask, jnp.exp(log_p) * log_p, 0.0), axis=1)
+    taken = jax.nn.one_hot(actions, space.max_choices, dtype=bool)
+    log_probs = jnp.sum(jnp.where(taken & active[:, None], log_p, 0.0), axis=1)
+    return PolicyOutput(actions, log_probs, jnp.where(active, entropy, 0.0))

@@ -72,12 +72,15 @@ def make_ppo_learner(
         replay = replay_lib.fill_failures(replay)
 
         def loss_fn(params: Params, batch: Batch) -> tuple[Array, Metrics]:
-            output = evaluate(params, batch.actions, batch.task_ids)
+            # Both are evaluated at once, which halves the program that is compiled.
+            both = jax.tree.map(lambda *parts: jnp.concatenate(parts), batch, models)
+            output = evaluate(params, both.actions, both.task_ids)
+            size = batch.task_ids.size
+            log_probs, entropy = output.log_probs[:size], output.entropy[:size]
             advantages = advantage(baseline, replay, batch.task_ids, batch.rewards)
-            surrogate = ppo_loss(output.log_probs, batch.log_probs, advantages, clip=clip)
-            log_probs = evaluate(params, models.actions, models.task_ids).log_probs
-            imitation = imitation_loss(log_probs, there.astype(jnp.float32))
-            loss, metrics = _with_entropy(surrogate, output.entropy, entropy_weight)
+            surrogate = ppo_loss(log_probs, batch.log_probs, advantages, clip=clip)
+            imitation = imitation_loss(output.log_probs[size:], there.astype(jnp.float32))
+            loss, metrics = _with_entropy(surrogate, entropy, entropy_weight)
             return loss + imitation_weight * imitation, {**metrics, "imitation_loss": imitation}
 
         def step(carry: tuple[Params, Any], key: PRNGKey) -> tuple[tuple[Params, Any], Metrics]:

@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,8 +6,10 @@ import pytest
 from test_space import all_canonical
 from toy import SPACE
 
+from mnms_jax.children.text import make_text_family
 from mnms_jax.controller import choice_frequencies, make_policy, make_random_policy
 
+TEXT_SPACE = make_text_family("cpu").space
 POLICIES = {"recurrent": make_policy(SPACE, 2), "random": make_random_policy(SPACE)}
 
 
@@ -25,6 +28,54 @@ def test_evaluate_agrees_with_sample(policy, key, jit):
         np.testing.assert_array_equal(sampled.actions, again.actions)
         np.testing.assert_allclose(sampled.log_probs, again.log_probs, atol=1e-6)
         np.testing.assert_allclose(sampled.entropy, again.entropy, atol=1e-6)
+
+
+def roll_plainly(space, params, task_id, choose):
+    """One decision after another with Flax's cell, on concatenated embeddings."""
+    cell = nn.OptimizedLSTMCell(params["cell"]["hi"]["bias"].size)
+    carry = cell.initialize_carry(jax.random.key(0), params["first_input"].shape)
+    previous = params["first_input"]
+    actions, log_probs = np.zeros(space.num_decisions, np.int32), np.zeros(space.num_decisions)
+    for d, decision in enumerate(space.decisions):
+        x = jnp.concatenate([previous, params["task_embedding"][task_id]])
+        carry, h = cell.apply({"params": params["cell"]}, carry, x)
+        logits = jnp.concatenate([h, x]) @ params["head_kernel"][d] + params["head_bias"][d]
+        logits = jnp.where(jnp.arange(space.max_choices) < len(decision.choices), logits, -jnp.inf)
+        if space.active(actions)[d]:
+            actions[d] = choose(d, logits)
+            log_probs[d] = jax.nn.log_softmax(logits)[actions[d]]
+        previous = params["action_embedding"][d, actions[d]]
+    return actions, log_probs
+
+
+def test_sample_and_evaluate_are_the_plain_recurrence(key):
+    policy = make_policy(TEXT_SPACE, 3, init_scale=0.5)
+    params = policy.init(key)
+    for seed in range(3):
+        sample_key = jax.random.key(seed)
+
+        def draw(d, logits, key=sample_key):
+            return jax.random.categorical(jax.random.fold_in(key, d), logits)
+
+        actions, log_probs = roll_plainly(TEXT_SPACE, params, seed, draw)
+        sampled = jax.jit(policy.sample)(params, sample_key, jnp.int32(seed))
+        evaluated = jax.jit(policy.evaluate)(params, actions, jnp.int32(seed))
+        for output in (sampled, evaluated):
+            np.testing.assert_array_equal(output.actions, actions)
+            np.testing.assert_allclose(output.log_probs, log_probs, atol=1e-5)
+
+
+@pytest.mark.parametrize("space", [SPACE, TEXT_SPACE])
+def test_what_is_active_is_what_the_space_says(space):
+    choices = space.action_mask.sum(1)
+    actions = np.random.default_rng(0).integers(choices, size=(300, space.num_decisions))
+    output = jax.vmap(make_random_policy(space).evaluate, (None, 0, None))(
+        {}, jnp.asarray(actions, jnp.int32), jnp.int32(0)
+    )
+    active = space.active(actions)
+    assert not active.all()
+    np.testing.assert_array_equal(output.actions, np.where(active, actions, 0))
+    np.testing.assert_array_equal(np.asarray(output.entropy) != 0, active & (choices > 1))
 
 
 def test_probabilities_over_the_whole_space_sum_to_one(policy, key):

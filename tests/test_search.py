@@ -1,12 +1,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from toy import SPACE
 
-from mnms_jax.advantage import ADVANTAGES
+from mnms_jax.advantage import ADVANTAGES, rank_advantage
 from mnms_jax.controller import make_policy, make_random_policy
 from mnms_jax.learner import make_null_learner, make_ppo_learner, make_reinforce_learner
+from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss
+from mnms_jax.replay import best, sample
 from mnms_jax.search import make_search
 
 NUM_TASKS = 2
@@ -99,6 +102,45 @@ def test_failed_trials_teach_to_avoid_them(learner):
     assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params))
     actions = search.ask(state).actions
     assert float(jnp.mean(actions[:, 0] == 0)) < 0.1
+
+
+def test_an_update_is_a_step_along_the_sum_of_its_losses():
+    policy, search = build(num_updates=1, batch_size=4)
+    state = search.init(jax.random.key(0))
+    for _ in range(3):  # so that ratios are not one
+        before, proposal = state, search.ask(state)
+        state, metrics = search.tell(state, proposal, rewards_of(proposal))
+    update_key = jax.random.fold_in(jax.random.fold_in(before.key, before.step), 1)
+    batch = sample(state.replay, jax.random.split(update_key, 1)[0], 4)
+    models, there = best(state.replay, 10)
+    assert there.all()
+
+    def losses(params):
+        evaluate = jax.vmap(policy.evaluate, (None, 0, 0))
+        output = evaluate(params, batch.actions, batch.task_ids)
+        advantages = rank_advantage(state.baseline, state.replay, batch.task_ids, batch.rewards)
+        imitated = evaluate(params, models.actions, models.task_ids).log_probs
+        return {
+            "policy_loss": ppo_loss(output.log_probs, batch.log_probs, advantages),
+            "policy_entropy": -entropy_loss(output.entropy),
+            "imitation_loss": imitation_loss(imitated, jnp.ones(20)),
+        }
+
+    def loss(params):
+        terms = losses(params)
+        return terms["policy_loss"] - 0.01 * terms["policy_entropy"] + 0.3 * terms["imitation_loss"]
+
+    for name, value in losses(before.params).items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+    grads = jax.grad(loss)(before.params)
+    updates, _ = optimizer.update(grads, before.opt_state, before.params)
+    for told, expected in zip(
+        jax.tree.leaves(state.params),
+        jax.tree.leaves(optax.apply_updates(before.params, updates)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(told, expected, atol=1e-4)
 
 
 def test_all_trials_failed():
