@@ -1,0 +1,147 @@
+"""The children that ways of training are compared on: sampling, plain arrays, work per step."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+import mnms_jax as mnms
+from mnms_jax.tasks.text import common_length
+from mnms_jax.types import AnyArray, Choice
+
+BATCH_SIZE = 128
+PRESET = "cpu"
+Design = Mapping[str, Choice]
+
+
+class Rows(NamedTuple):
+    """Encoded texts of a split with their labels."""
+
+    tokens: AnyArray  # int32 [N, L] words, or [N, 2 L] hashed n-grams; 0 is padding
+    ngrams: AnyArray  # int32 [N, W]
+    weights: AnyArray  # [N, W], TF-IDF
+    labels: AnyArray  # int32 [N]
+
+
+class Arrays(NamedTuple):
+    """All that a child is trained and evaluated on, without padded rows."""
+
+    train: Rows
+    validation: Rows
+    table: AnyArray | None  # [V, E], pre-trained vectors, if the design names any
+    num_classes: int
+
+
+class Result(NamedTuple):
+    """What training a child gave."""
+
+    reward: float | None  # validation accuracy; None when training diverged
+    seconds: float
+    compile_seconds: float  # in the first calls of a child's functions; 0 where there are none
+
+
+class Work(NamedTuple):
+    """What the children to train need, tasks taking turns: child i is for task i mod T."""
+
+    family: mnms.ChildFamily
+    inputs: mnms.TextInputs
+    requests: list[mnms.Request]
+
+
+def make_work(tasks: Sequence[mnms.Task], num_children: int, seed: int) -> Work:
+    """Returns children drawn uniformly from the preset's search space, the same for every way."""
+    family = mnms.make_text_family(PRESET)
+    inputs = mnms.TextInputs(tasks, mnms.PRESETS[PRESET], {"glove50": mnms.glove50()})
+    rng = np.random.default_rng(seed)
+    requests = []
+    for i in range(num_children):
+        actions = [rng.integers(len(decision.choices)) for decision in family.space.decisions]
+        task_id = i % len(tasks)
+        design = family.space.decode(actions)
+        requests.append(mnms.Request(task_id, tasks[task_id].name, i, design))
+    return Work(family, inputs, requests)
+
+
+def nth_request(requests: Sequence[mnms.Request], index: int) -> mnms.Request:
+    """Returns child `index`; beyond the last, the same designs again with new trial numbers."""
+    return requests[index % len(requests)]._replace(trial=index)
+
+
+def num_steps(design: Design) -> int:
+    """Returns the batches that a child sees."""
+    return -(-int(design["samples"]) // BATCH_SIZE)
+
+
+def embedding_size(design: Design) -> int:
+    """Returns the length E of a design's embeddings, which ends the name: `random32`."""
+    return int("".join(filter(str.isdigit, str(design["embedding"]))))
+
+
+def conv_widths(design: Design) -> range:
+    """Returns the widths of a design's convolutions."""
+    return range(2, 1 + (int(design["conv_max_ngram"]) if design["convolution"] else 1))
+
+
+def is_trained(design: Design) -> bool:
+    """Returns whether a design trains its embeddings."""
+    return bool(design.get("fine_tune", True))
+
+
+def kind_of(design: Design) -> str:
+    """Returns what mostly decides a child's cost."""
+    table = "trained" if is_trained(design) else "frozen"
+    if design["convolution"]:
+        return f"{table} conv"
+    return f"{table} hidden" if design["hidden_layers"] else f"{table} linear"
+
+
+def arrays_of(family: mnms.ChildFamily, inputs: mnms.TextInputs, request: mnms.Request) -> Arrays:
+    """Returns a child's data as somebody without this library would hold it: tokens and a table.
+
+    The data of a design whose embeddings are trained is taken, since ours holds but the pooled
+    embeddings where they are frozen.
+    """
+    design = dict(request.design)
+    if "fine_tune" in design:
+        design["fine_tune"] = True
+    data = inputs.child_data(request.task_id, family.make_spec(design))
+    parts = []
+    for batch, labels, count in (
+        (data.train, data.train_labels, data.num_train),
+        (data.evaluation, data.evaluation_labels, data.num_evaluation),
+    ):
+        n = int(count)
+        parts.append(Rows(batch.tokens[:n], batch.ngrams[:n], batch.weights[:n], labels[:n]))
+    return Arrays(parts[0], parts[1], data.constants, int(data.num_classes))
+
+
+def num_tokens(design: Design, tasks: Sequence[mnms.Task]) -> int:
+    """Returns the length of the sequences that a design reads."""
+    splits = [task.splits["train"] for task in tasks]
+    length = common_length(splits, mnms.PRESETS[PRESET].length)
+    return length * (2 if str(design["embedding"]).startswith("hashed") else 1)
+
+
+def step_flops(design: Design, tokens: int, num_classes: int) -> int:
+    """Returns the useful floating-point operations of one training step.
+
+    Counted are the matrix products of the deep tower (convolutions, hidden layers, head), thrice:
+    forward, and for the gradients of inputs and of weights. Look-ups in tables, pooling, the wide
+    tower, activations and updates count nothing.
+
+    Args:
+      design: of the child.
+      tokens: length of its sequences.
+      num_classes: of the task.
+    """
+    size = features = embedding_size(design)
+    forward = 0
+    for width in conv_widths(design):
+        filters = int(design["conv_filters"])
+        forward += (tokens - width + 1) * width * size * filters
+        features += filters
+    for _ in range(int(design["hidden_layers"])):
+        forward += features * int(design["hidden_size"])
+        features = int(design["hidden_size"])
+    forward += features * num_classes
+    return 3 * 2 * BATCH_SIZE * forward
