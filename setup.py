@@ -36,6 +36,7 @@ setuptools.setup(
         "tensorflow-datasets>=4.9.10",  # 4.9.9 fails with protobuf 7
     ],
     extras_require={
+        "benchmarks": ["optuna>=4.5", "torch>=2.5"],  # rivals
         "dev": ["mypy>=1.13", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.8"],
     },
 )

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 
 import mnms_jax as mnms
-from mnms_jax.tasks.text import common_length
 from mnms_jax.types import AnyArray, Choice
 
 BATCH_SIZE = 128
@@ -17,7 +16,7 @@ Design = Mapping[str, Choice]
 class Rows(NamedTuple):
     """Encoded texts of a split with their labels."""
 
-    tokens: AnyArray  # int32 [N, L] words, or [N, 2 L] hashed n-grams; 0 is padding
+    tokens: AnyArray  # int32 [N, L] words, or [N, W] hashed n-grams; 0 is padding
     ngrams: AnyArray  # int32 [N, W]
     weights: AnyArray  # [N, W], TF-IDF
     labels: AnyArray  # int32 [N]
@@ -28,7 +27,7 @@ class Arrays(NamedTuple):
 
     train: Rows
     validation: Rows
-    table: AnyArray | None  # [V, E], pre-trained vectors, if the design names any
+    table: AnyArray | None  # [V, E], pre-trained vectors, if the design names any; E is padded
     num_classes: int
 
 
@@ -105,21 +104,21 @@ def arrays_of(family: mnms.ChildFamily, inputs: mnms.TextInputs, request: mnms.R
     if "fine_tune" in design:
         design["fine_tune"] = True
     data = inputs.child_data(request.task_id, family.make_spec(design))
-    parts = []
-    for batch, labels, count in (
-        (data.train, data.train_labels, data.num_train),
-        (data.evaluation, data.evaluation_labels, data.num_evaluation),
-    ):
-        n = int(count)
-        parts.append(Rows(batch.tokens[:n], batch.ngrams[:n], batch.weights[:n], labels[:n]))
-    return Arrays(parts[0], parts[1], data.constants, int(data.num_classes))
+    batch = data.inputs
+
+    def rows(first: AnyArray, count: AnyArray) -> Rows:
+        part = slice(int(first), int(first + count))
+        return Rows(*(x[part] for x in (batch.tokens, batch.ngrams, batch.weights, data.labels)))
+
+    validation = rows(data.first_evaluation, data.num_evaluation)
+    return Arrays(rows(0, data.num_train), validation, data.constants, int(data.num_classes))
 
 
-def num_tokens(design: Design, tasks: Sequence[mnms.Task]) -> int:
+def num_tokens(family: mnms.ChildFamily, inputs: mnms.TextInputs, design: Design) -> int:
     """Returns the length of the sequences that a design reads."""
-    splits = [task.splits["train"] for task in tasks]
-    length = common_length(splits, mnms.PRESETS[PRESET].length)
-    return length * (2 if str(design["embedding"]).startswith("hashed") else 1)
+    encoder = inputs.encoder(0, family.make_spec(design).preprocessing)
+    hashed = str(design["embedding"]).startswith("hashed")
+    return encoder.num_ngrams if hashed else encoder.length
 
 
 def step_flops(design: Design, tokens: int, num_classes: int) -> int:
@@ -138,7 +137,7 @@ def step_flops(design: Design, tokens: int, num_classes: int) -> int:
     forward = 0
     for width in conv_widths(design):
         filters = int(design["conv_filters"])
-        forward += (tokens - width + 1) * width * size * filters
+        forward += tokens * width * size * filters  # a window begins at every token
         features += filters
     for _ in range(int(design["hidden_layers"])):
         forward += features * int(design["hidden_size"])

@@ -11,7 +11,7 @@ with at least N trials told. The first calls of the controller's functions, whic
 reported apart, without the cache of compiled programs.
 
 Command: python -m benchmarks.controller --json=controller.json
-Cost: at most eleven minutes on two CPU cores. Optuna: pip install optuna; left out without it.
+Cost: at most eleven minutes on two CPU cores. Optuna: pip install .[benchmarks]; left out without it.
 """
 
 import importlib
@@ -162,7 +162,9 @@ def show(figures: Mapping[str, Any]) -> None:
     compiling = (f"{name} {s:.1f} s" for name, s in figures["compile_seconds"].items())
     console.print(f"First calls, mostly compilation: {', '.join(compiling)}.")
     if figures["optuna_tpe_ms_per_trial"] is None:
-        console.print("Optuna is not installed and was left out; to compare: pip install optuna")
+        console.print(
+            "Optuna is not installed and was left out; to compare: pip install .[benchmarks]"
+        )
 
 
 def main() -> None:

@@ -77,7 +77,8 @@ class DeepTower(nn.Module):
         features = [embedded.sum(1) / jnp.maximum(mask.sum(1), 1)]
         if design["convolution"]:
             rate = float(design["conv_embedding_dropout"])
-            embedded = nn.Dropout(rate, deterministic=not train)(embedded)
+            # Whole components of the embeddings are dropped.
+            embedded = nn.Dropout(rate, broadcast_dims=(1,), deterministic=not train)(embedded)
         for width in conv_widths(design):
             features.append(self._convolve(embedded, mask, width, train))
         x = jnp.concatenate(features, -1)
@@ -94,27 +95,28 @@ class DeepTower(nn.Module):
     def _embed(self, tokens: Array, table: Array | None) -> Array:
         if table is not None and not is_trained(self.design):
             return jax.lax.stop_gradient(table)[tokens]
-        rows = self.sizes.hashed if "hashed" in str(self.design["embedding"]) else None
-        shape = (rows or self.sizes.vocabulary, embedding_size(self.design))
+        if table is not None:
+            # A copy, since steps take their state's memory over.
+            return nn.Embed(*table.shape, embedding_init=lambda *_: jnp.array(table))(tokens)
+        hashed = str(self.design["embedding"]).startswith("hashed")
+        rows = self.sizes.hashed if hashed else self.sizes.vocabulary
 
-        def init(key: Array, *_: Any) -> Array:
-            if table is None:
-                return _TABLE_INIT(key, shape) - 0.1
-            return jnp.array(table)  # a copy, since steps take their state's memory over
+        def init(*args: Any) -> Array:
+            return _TABLE_INIT(*args) - 0.1
 
-        return nn.Embed(*shape, embedding_init=init)(tokens)
+        return nn.Embed(rows, embedding_size(self.design), embedding_init=init)(tokens)
 
     def _convolve(self, embedded: Array, mask: Array, width: int, train: bool) -> Array:
         design = self.design
-        y = nn.Conv(int(design["conv_filters"]), (width,), padding="VALID", kernel_init=_INIT)(
-            embedded
+        conv = nn.Conv(
+            int(design["conv_filters"]), (width,), padding=[(0, width - 1)], kernel_init=_INIT
         )
         # Windows that begin in the text; the first always, so that the maximum is finite.
-        inside = mask[:, : y.shape[1]].at[:, 0].set(True)
+        inside = mask.at[:, 0].set(True)
+        y = jnp.where(inside, conv(embedded), -jnp.inf).max(1)
         if design["conv_batch_norm"]:
-            y = nn.BatchNorm(use_running_average=not train, momentum=0.9)(y, mask=inside)
+            y = nn.BatchNorm(use_running_average=not train, momentum=0.9)(y)
         y = _ACTIVATIONS[str(design["conv_activation"])](y)
-        y = jnp.where(inside, y, -jnp.inf).max(1)
         return nn.Dropout(float(design["conv_dropout"]), deterministic=not train)(y)
 
 

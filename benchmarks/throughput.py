@@ -169,16 +169,18 @@ def main() -> None:
     if unknown := set(ways) - set(WAYS):
         raise mnms.UserError(f"ways {', '.join(unknown)} are unknown; there are {', '.join(WAYS)}")
     if "torch" in ways and importlib.util.find_spec("torch") is None:
-        logging.warning("PyTorch isn't installed, so it isn't compared: pip install torch")
+        logging.warning("PyTorch isn't installed, so it isn't compared: pip install .[benchmarks]")
         ways.remove("torch")
     tasks = mnms.load_tasks(_TASKS.value)
-    requests = make_work(tasks, _CHILDREN.value, _SEED.value).requests
+    family, inputs, requests = make_work(tasks, _CHILDREN.value, _SEED.value)
     designs = [request.design for request in requests]
     work = summary.Load(
         [kind_of(design) for design in designs],
         [num_steps(design) for design in designs],
         [
-            step_flops(design, num_tokens(design, tasks), tasks[request.task_id].num_classes)
+            step_flops(
+                design, num_tokens(family, inputs, design), tasks[request.task_id].num_classes
+            )
             for design, request in zip(designs, requests, strict=True)
         ],
     )

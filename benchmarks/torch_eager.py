@@ -1,8 +1,7 @@
 """Children as a PyTorch user trains them eagerly, one after another.
 
-The computation is that of benchmarks/naive.py, but for the statistics of batch normalisation in
-convolutions, which PyTorch's layer takes over padding too. Bags of embeddings (`embedding_bag`)
-are used where PyTorch has them: for n-grams, and for pooling where there is no convolution.
+The computation is that of benchmarks/naive.py. Bags of embeddings (`embedding_bag`) are used where
+PyTorch has them: for n-grams, and for pooling where there is no convolution.
 """
 
 import time
@@ -69,14 +68,14 @@ class DeepTower(nn.Module):
     def __init__(self, design: Design, arrays: Arrays, sizes: TextSizes):
         super().__init__()
         self.design = design
-        size = features = embedding_size(design)
         if arrays.table is None:
             hashed = str(design["embedding"]).startswith("hashed")
-            table = torch.empty(sizes.hashed if hashed else sizes.vocabulary, size)
-            table = table.uniform_(-0.1, 0.1)
+            rows = sizes.hashed if hashed else sizes.vocabulary
+            table = torch.empty(rows, embedding_size(design)).uniform_(-0.1, 0.1)
         else:
             table = arrays.table.clone()
         self.table = nn.Parameter(table, requires_grad=is_trained(design))
+        size = features = table.shape[1]
         self.convs = nn.ModuleList()
         self.conv_norms = nn.ModuleList()
         for width in conv_widths(design):
@@ -101,7 +100,8 @@ class DeepTower(nn.Module):
         if design["convolution"]:
             self.conv_activation = _ACTIVATIONS[str(design["conv_activation"])]()
             self.conv_dropout = nn.Dropout(float(design["conv_dropout"]))
-            self.embedding_dropout = nn.Dropout(float(design["conv_embedding_dropout"]))
+            # Drops whole components of the embeddings.
+            self.embedding_dropout = nn.Dropout1d(float(design["conv_embedding_dropout"]))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Returns [B, C] for [B, L]."""
@@ -110,13 +110,13 @@ class DeepTower(nn.Module):
         mask = tokens > 0
         embedded = F.embedding(tokens, self.table) * mask[..., None]
         features = [embedded.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)]
-        embedded = self.embedding_dropout(embedded).transpose(1, 2)
+        embedded = self.embedding_dropout(embedded.transpose(1, 2))
+        # Windows that begin in the text; the first always, so that the maximum is finite.
+        outside = ~mask[:, None]
+        outside[..., 0] = False
         for conv, norm in zip(self.convs, self.conv_norms, strict=True):
-            y = self.conv_activation(norm(conv(embedded)))
-            # Windows that begin in the text; the first always, so that the maximum is finite.
-            inside = mask[:, : y.shape[2]].clone()
-            inside[:, 0] = True
-            y = y.masked_fill(~inside[:, None], -torch.inf).amax(2)
+            y = conv(F.pad(embedded, (0, conv.kernel_size[0] - 1)))
+            y = self.conv_activation(norm(y.masked_fill(outside, -torch.inf).amax(2)))
             features.append(self.conv_dropout(y))
         return self.layers(torch.cat(features, -1))
 

@@ -41,7 +41,9 @@ class Config:
     embeddings: tuple[str, ...] = _option(
         (), "More pre-trained embeddings as name=path: GloVe or word2vec text, or .npz."
     )
-    num_workers: int = _option(2, "Threads that compile and train children at once.")
+    num_workers: int = _option(
+        0, "Threads that train children at once; 0: one a core (2 with an accelerator)."
+    )
 
     def __post_init__(self) -> None:
         """Checks what the flags' types can't.
@@ -52,9 +54,9 @@ class Config:
         """
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise UserError(f"--tasks={','.join(self.tasks)}: name at least one task, each once")
-        for name in ("num_trials", "round_size", "num_workers"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name}={getattr(self, name)}: must be at least 1")
+        for name, least in (("num_trials", 1), ("round_size", 1), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name}={getattr(self, name)}: must be at least {least}")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed={self.seed}: must be from 0 to 4294967295")
         if not self.time_limit >= 0:

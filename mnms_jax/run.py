@@ -202,7 +202,7 @@ def _progress(
         num_rounds=rounds[1],
         trials=len(records),
         trials_per_second=speed,
-        compile_share=stats.compile_seconds / max(stats.compile_seconds + stats.run_seconds, 1e-9),
+        idle_share=stats.idle_share,
         num_programs=stats.programs,
         mean_reward={
             name: float(np.mean([r.reward for r in last if r.task == name]))

@@ -22,7 +22,7 @@ class Progress(NamedTuple):
     num_rounds: int
     trials: int  # trials done, on all tasks
     trials_per_second: float  # in this process
-    compile_share: float  # of the seconds spent on children
+    idle_share: float  # of the workers' time, waiting for the compiler
     num_programs: int
     mean_reward: Mapping[str, float]  # of this round's children, by task
     best_reward: Mapping[str, float]  # so far, by task
@@ -63,7 +63,7 @@ class Tracker:
             **{f"reward/{task}": value for task, value in progress.mean_reward.items()},
             **{f"best/{task}": value for task, value in progress.best_reward.items()},
             **{f"learner/{name}": value for name, value in progress.scalars.items()},
-            "time/compile_share": progress.compile_share,
+            "time/idle_share": progress.idle_share,
             "time/trials_per_second": progress.trials_per_second,
         }
         for name, value in scalars.items():
@@ -80,7 +80,7 @@ def _headline(progress: Progress) -> str:
     return (
         f"{progress.label} round {progress.round}/{progress.num_rounds}: {progress.trials} trials, "
         f"{progress.trials_per_second:.2f}/s, {progress.num_programs} programs, "
-        f"{progress.compile_share:.0%} compiling, {_duration(progress.seconds_left)} left"
+        f"{progress.idle_share:.0%} idle for compiling, {_duration(progress.seconds_left)} left"
     )
 
 

@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy import make_task
@@ -12,10 +13,11 @@ from benchmarks.children import (
     make_work,
     nth_request,
     num_steps,
+    num_tokens,
     step_flops,
 )
 from benchmarks.workers import Reply
-from mnms_jax.children.text import PRESETS, make_text_family
+from mnms_jax.children.text import PRESETS, make_text_family, make_text_model
 from mnms_jax.tasks.embeddings import WordVectors
 from mnms_jax.tasks.inputs import TextInputs
 from mnms_jax.tasks.text import normalize
@@ -87,6 +89,77 @@ def test_a_naive_child_is_about_as_good_as_ours(bench, task_id, changes):
     assert 0 < result.compile_seconds < result.seconds
 
 
+SAME = CONV | HIDDEN | {name: 0.0 for name in (*CONV, *HIDDEN) if name.endswith("dropout")}
+
+
+def ours_with_random_parameters(bench, changes):
+    """Returns a child's request, its parameters and its logits, with all rows as one batch."""
+    family, inputs = bench
+    request = Request(1, "two", 0, DESIGN | SAME | changes)
+    spec = family.make_spec(request.design)
+    data = inputs.child_data(1, spec)
+    batch = jax.tree.map(lambda x: x[: int(data.num_train)], data.inputs)
+    model = make_text_model(spec.architecture, 3)
+    hyper = spec.hyperparameters
+    variables = model.init(jnp.uint32(0), batch, data.constants, hyper)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda w: rng.normal(size=w.shape, scale=0.5), variables["params"])
+    params = jax.tree.map(lambda w: w.astype(np.float32), params)
+    if "table" in params["deep"]:
+        params["deep"]["table"][0] = 0
+    start = {**variables, "params": params}
+    logits, _ = jax.jit(model.apply)(start, batch, data.constants, hyper, jnp.uint32(0), True)
+    return request, params, logits
+
+
+def convolutions(params, design):
+    """Returns each width's kernel [width, E, F], bias, scale and shift in a child of ours."""
+    kernel, affine = params["conv"]["kernel"], params["conv_norm"]["affine"]
+    widths, filters = range(2, design["conv_max_ngram"] + 1), design["conv_filters"]
+    size = len(kernel) // max(widths)
+    for i, width in enumerate(widths):
+        block = slice(i * filters, (i + 1) * filters)
+        yield kernel[: width * size, block].reshape(width, size, filters), *affine[:, block]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"normalization": "batch", "conv_max_ngram": 2},
+        FROZEN | {"conv_batch_norm": False, "normalization": "none"},
+        {"embedding": "hashed32"},
+    ],
+)
+def test_a_naive_child_is_the_same_function_as_ours(bench, changes):
+    request, ours, expected = ours_with_random_parameters(bench, changes)
+    deep = ours["deep"]
+    theirs = {"Dense_1": {"kernel": deep["kernel"].T}}
+    if "table" in deep:
+        theirs["Embed_0"] = {"embedding": deep["table"]}
+    for i, (kernel, bias, scale, shift) in enumerate(convolutions(deep, request.design)):
+        theirs[f"Conv_{i}"] = {"kernel": kernel, "bias": bias}
+        if request.design["conv_batch_norm"]:
+            theirs[f"BatchNorm_{i}"] = {"scale": scale, "bias": shift}
+    bias, scale, shift = deep["hidden0"]["norm"]["affine"]
+    theirs["Dense_0"] = {"kernel": deep["hidden0"]["kernel"], "bias": bias}
+    if request.design["normalization"] == "batch":
+        theirs["BatchNorm_1"] = {"scale": scale, "bias": shift}  # after one convolution's
+    elif request.design["normalization"] == "layer":
+        theirs["LayerNorm_0"] = {"scale": scale, "bias": shift}
+    wide = {"Embed_0": {"embedding": ours["wide"]["table"]}, "bias": ours["wide"]["bias"]}
+    params = {"deep": theirs, "wide": wide}
+    arrays = arrays_of(*bench, request)
+    child = naive.Child(request.design, bench[1].sizes, 3)
+    start = child.init(jax.random.key(0), arrays.train, arrays.table, train=False)
+    assert jax.tree.map(jnp.shape, start["params"]) == jax.tree.map(jnp.shape, params)
+    variables = {**start, "params": params}
+    logits, _ = child.apply(
+        variables, arrays.train, arrays.table, train=True, mutable=["batch_stats"]
+    )
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_a_naive_child_that_diverges_has_no_reward(bench):
     changes = {"deep_learning_rate": 1e20, "wide_learning_rate": 1e20, "optimizer": "sgd"}
     request = Request(0, "one", 0, DESIGN | changes)
@@ -104,11 +177,18 @@ def test_arrays_have_words_and_no_padded_rows(bench):
 
 def test_useful_operations_by_hand():
     assert step_flops(DESIGN, 40, 2) == 6 * BATCH_SIZE * 32 * 2
-    # Widths 2 and 3 over 39 and 38 windows, 32 + 16 + 16 features, 64 units, 3 classes.
-    conv = 39 * 64 * 16 + 38 * 96 * 16
+    # Widths 2 and 3 over 40 windows each, 32 + 16 + 16 features, 64 units, 3 classes.
+    conv = 40 * 64 * 16 + 40 * 96 * 16
     design = DESIGN | CONV | HIDDEN
     assert step_flops(design, 40, 3) == 6 * BATCH_SIZE * (conv + 64 * 64 + 64 * 3)
     assert num_steps(design) == 40
+
+
+def test_sequences_are_of_words_or_of_ngrams(bench):
+    family, inputs = bench
+    for design in (DESIGN, DESIGN | {"embedding": "hashed32"}):
+        tokens = arrays_of(*bench, Request(0, "one", 0, design)).train.tokens
+        assert num_tokens(family, inputs, design) == tokens.shape[1]
 
 
 def test_kinds():
@@ -171,3 +251,32 @@ def test_pytorch_children_learn_where_it_is_installed(bench):
     request = Request(1, "two", 0, DESIGN | CONV | HIDDEN)
     arrays = torch_eager.to_torch(jax.block_until_ready(arrays_of(*bench, request)))
     assert torch_eager.train_child(request.design, arrays, bench[1].sizes, 0).reward > 0.9
+
+
+@pytest.mark.parametrize("changes", [{}, FROZEN | {"conv_max_ngram": 2}])
+def test_a_pytorch_child_is_the_same_function_as_ours(bench, changes):
+    torch = pytest.importorskip("torch")
+    from benchmarks import torch_eager
+
+    request, ours, expected = ours_with_random_parameters(bench, changes)
+    arrays = torch_eager.to_torch(jax.block_until_ready(arrays_of(*bench, request)))
+    child = torch_eager.Child(request.design, arrays, bench[1].sizes)
+    deep = ours["deep"]
+    pairs = [(child.wide.table, ours["wide"]["table"]), (child.wide.bias, ours["wide"]["bias"])]
+    if "table" in deep:
+        pairs.append((child.deep.table, deep["table"]))
+    layers = zip(child.deep.convs, child.deep.conv_norms, strict=True)
+    for (conv, norm), found in zip(layers, convolutions(deep, request.design), strict=True):
+        kernel, bias, scale, shift = found
+        pairs += [(conv.weight, kernel.transpose(2, 1, 0)), (conv.bias, bias)]
+        pairs += [(norm.weight, scale), (norm.bias, shift)]
+    dense, norm, *_, head = child.deep.layers
+    bias, scale, shift = deep["hidden0"]["norm"]["affine"]
+    pairs += [(dense.weight, deep["hidden0"]["kernel"].T), (dense.bias, bias)]
+    pairs += [(norm.weight, scale), (norm.bias, shift), (head.weight, deep["kernel"])]
+    with torch.no_grad():
+        for parameter, value in pairs:
+            assert parameter.shape == value.shape
+            parameter.copy_(torch.from_numpy(value.copy()))
+        logits = child(arrays.train)
+    np.testing.assert_allclose(logits.numpy(), expected, rtol=1e-3, atol=1e-3)

@@ -10,10 +10,15 @@ from mnms_jax.children.layers import (
     NormalizedDense,
     activate,
     activation_coefficients,
+    batch_moments,
     counter_bits,
-    dropout,
+    embed,
+    keep_mask,
+    max_over_windows,
     mix,
+    normalize,
     to_uniform,
+    uniform_param,
 )
 
 REFERENCE = {
@@ -26,15 +31,110 @@ REFERENCE = {
 }
 
 
+def random(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def check_gradients(ours, theirs, inputs, atol=1e-5):
+    """Checks a function's value and the gradients of all its inputs against plain autodiff."""
+    weights = random(99, *jax.eval_shape(theirs, *inputs).shape)
+    both = []
+    for function in (ours, theirs):
+        # Jitted, as in training: XLA may compute what it stores twice, and otherwise.
+        grads = jax.grad(lambda args, f=function: jnp.vdot(weights, f(*args)))
+        both.append((jax.jit(function)(*inputs), *jax.jit(grads)(inputs)))
+    for a, b in zip(*both, strict=True):
+        assert a.shape == b.shape and np.asarray(b).any()
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol)
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_equal_jax(name):
-    x = jnp.linspace(-9, 9, 73)
+    x = jnp.concatenate([jnp.linspace(-9, 9, 75), jnp.array([-1e4, 1e4])]).reshape(7, 11)
     coefficients = activation_coefficients(name)
-    np.testing.assert_allclose(activate(x, coefficients), REFERENCE[name](x), atol=2e-6)
-    ours = jax.vmap(jax.grad(lambda x: activate(x, coefficients)))(x)
-    theirs = jax.vmap(jax.grad(REFERENCE[name]))(x)
-    smooth = (x != 0) & (jnp.abs(x) != 6)
-    np.testing.assert_allclose(ours[smooth], theirs[smooth], atol=2e-6)
+    mask = jax.random.bernoulli(jax.random.key(1), 0.7, x.shape) / 0.7
+    np.testing.assert_allclose(
+        activate(x, coefficients, jnp.ones_like(x)), REFERENCE[name](x), atol=2e-6
+    )
+    check_gradients(
+        lambda x: activate(x, coefficients, mask), lambda x: REFERENCE[name](x) * mask, (x,), 3e-6
+    )
+
+
+def test_no_gradient_at_the_corner_of_relu():
+    grad = jax.grad(lambda x: activate(x, activation_coefficients("relu"), jnp.float32(1)))
+    assert float(grad(0.0)) == 0.0
+
+
+@pytest.mark.parametrize("shape", [(6,), (4, 5)])
+def test_embedding_equals_indexing_but_for_padding(shape):
+    table = random(0, 5, 3)
+    tokens = jax.random.randint(jax.random.key(1), shape, 0, 5)
+    tokens = tokens.at[..., 0].set(0).at[..., 1:3].set(4)  # padding, and a row read twice
+    # The reference's row 0 is a constant.
+    check_gradients(
+        lambda table: embed(table, tokens),
+        lambda table: table.at[0].set(jax.lax.stop_gradient(table[0]))[tokens],
+        (table,),
+    )
+    assert not jax.grad(lambda table: embed(table, tokens).sum())(table)[0].any()
+
+
+@pytest.mark.parametrize("num_texts", [8, 5])  # the sum is in eight parts, or in one
+def test_maximum_over_windows(num_texts):
+    inside = jnp.arange(7)[None] < jnp.array([7, 1, 3, 6, 2, 7, 5, 4][:num_texts])[:, None]
+
+    def reference(windows, kernel):
+        responses = jnp.where(inside[..., None], jnp.einsum("blk,kf->blf", windows, kernel), -99)
+        return responses.max(1)
+
+    inputs = (random(0, num_texts, 7, 6), random(1, 6, 4))
+    check_gradients(lambda w, k: max_over_windows(w, k, inside), reference, inputs)
+
+
+def test_equal_windows_share_the_gradient_and_others_get_none():
+    """Text 0: windows 0 and 2 are the same; window 3, the largest, is outside."""
+    windows = jnp.array([[[1.0, 2.0], [0.0, 1.0], [1.0, 2.0], [9.0, 9.0]]])
+    kernel = jnp.array([[1.0, -1.0], [1.0, 0.0]])
+    inside = jnp.array([[True, True, True, False]])
+    value, grads = jax.vjp(lambda w, k: max_over_windows(w, k, inside), windows, kernel)
+    np.testing.assert_array_equal(value, [[3.0, 0.0]])
+    window_grad, kernel_grad = grads(jnp.array([[6.0, 10.0]]))
+    # The second filter's maximum is at window 1.
+    expected = [[[3.0, 3.0], [-10.0, 0.0], [3.0, 3.0], [0.0, 0.0]]]
+    np.testing.assert_allclose(window_grad, expected)
+    np.testing.assert_allclose(kernel_grad, [[6.0, 0.0], [12.0, 10.0]])
+
+
+def reference_norm(kind, x, affine):
+    """Flax's layers with our parameters, in training."""
+    x = x + affine[None, 0]
+    norm = {
+        "batch": nn.BatchNorm(use_running_average=False, epsilon=1e-5),
+        "layer": nn.LayerNorm(epsilon=1e-5),
+    }.get(kind)
+    if norm is None:
+        return x
+    params = {"params": {"scale": affine[1], "bias": affine[2]}}
+    state = jax.tree.map(jnp.zeros_like, norm.init(jax.random.key(0), x))
+    return norm.apply({**state, **params}, x, mutable=["batch_stats"])[0]
+
+
+@pytest.mark.parametrize("kind", NORMALIZATIONS)
+def test_gradients_of_normalization_equal_those_of_flax(kind):
+    x, affine, fixed = 2 * random(0, 12, 5) + 1, 1 + random(1, 3, 5), random(2, 2, 5)
+
+    def ours(x, affine):
+        index = jnp.int32(NORMALIZATIONS.index(kind))
+        return normalize(x, affine, index, fixed, jnp.array(True))
+
+    def theirs(x, affine):
+        return reference_norm(kind, x, affine)
+
+    check_gradients(ours, theirs, (x, affine), 1e-4)
+    bias_grad = jax.grad(lambda affine: jnp.sum(ours(x, affine) ** 3))(affine)[0]
+    # Exactly zero where it cancels: Adam makes steps as large of rounding errors.
+    assert bias_grad.all() if kind != "batch" else not bias_grad.any()
 
 
 def test_mix_is_murmur_and_a_bijection():
@@ -67,22 +167,46 @@ def test_a_draw_is_a_prefix_of_a_longer_one():
     np.testing.assert_array_equal(counter_bits(seed, (3, 4)), counter_bits(seed, (9, 4))[:3])
 
 
-def test_dropout_keeps_the_mean_and_differs_by_seed_and_layer():
-    x = jnp.ones((200, 50))
-    kept = dropout(x, jnp.float32(0.3), jnp.uint32(1), 0, train=True)
+def test_masks_keep_the_mean_and_differ_by_seed_and_layer():
+    rate = jnp.float32(0.3)
+
+    def mask(seed, layer, rate=rate):
+        return keep_mask(jnp.uint32(seed), layer, rate, (200, 50))
+
+    kept = mask(1, 0)
     assert float(jnp.mean(kept == 0)) == pytest.approx(0.3, abs=0.02)
     assert set(np.unique(kept)) == {0, np.float32(1 / (1 - np.float32(0.3)))}
-    for seed, layer in ((2, 0), (1, 1)):
-        other = dropout(x, jnp.float32(0.3), jnp.uint32(seed), layer, train=True)
+    for seed, layer in ((2, 0), (1, 1), (1, 101)):
+        other = mask(seed, layer)
         assert float(jnp.mean((other == 0) == (kept == 0))) == pytest.approx(0.58, abs=0.03)
-    np.testing.assert_array_equal(dropout(x, jnp.float32(0.3), jnp.uint32(1), 0, train=False), x)
-    np.testing.assert_array_equal(dropout(x, jnp.float32(0), jnp.uint32(1), 0, train=True), x)
+    np.testing.assert_array_equal(mask(1, 0), kept)
+    np.testing.assert_array_equal(mask(1, 0, jnp.float32(0)), jnp.ones((200, 50)))
+
+
+class Table(nn.Module):
+    rows: int
+    zero_first: bool = False
+
+    @nn.compact
+    def __call__(self):
+        bound = np.array([0.1, 1, 10], np.float32)
+        shape = (self.rows, 3)
+        return uniform_param(self, "w", jnp.uint32(1), shape, bound, zero_first=self.zero_first)
+
+
+def test_bounds_may_differ_by_column_and_row_0_be_zero(key):
+    table = Table(1000).init(key)["params"]["w"]
+    np.testing.assert_allclose(jnp.abs(table).max(0), [0.1, 1, 10], rtol=0.02)
+    np.testing.assert_allclose(table.mean(0) / jnp.array([0.1, 1, 10]), jnp.zeros(3), atol=0.05)
+    padded = Table(1100, zero_first=True).init(key)["params"]["w"]
+    assert table[0].any() and not padded[0].any()
+    np.testing.assert_array_equal(padded[1:1000], table[1:])
 
 
 class Net(nn.Module):
     @nn.compact
-    def __call__(self, x, kind, train):
-        return NormalizedDense(5, name="layer")(x, kind, jnp.uint32(3), train=train)
+    def __call__(self, x, kind, training):
+        return NormalizedDense(5, name="layer")(x, kind, jnp.uint32(3), training)
 
 
 @pytest.fixture
@@ -104,7 +228,7 @@ def test_normalization_equals_flax(net, kind):
     else:
         expected = nn.LayerNorm(epsilon=1e-5).init_with_output(jax.random.key(0), projected)[0]
     np.testing.assert_allclose(out, expected, atol=1e-4)
-    moments = updated["batch_stats"]["layer"]["moments"]
+    moments = updated["batch_stats"]["layer"]["norm"]["moments"]
     np.testing.assert_allclose(moments[0], 0.1 * projected.mean(0), atol=1e-5)
     np.testing.assert_allclose(moments[1], 0.9 + 0.1 * (projected**2).mean(0), rtol=1e-5)
 
@@ -114,9 +238,28 @@ def test_batch_normalization_uses_moving_statistics_outside_training(net):
     for _ in range(200):
         _, updated = Net().apply(variables, x, jnp.int32(1), True, mutable=["batch_stats"])
         variables = {**variables, **updated}
-    out = Net().apply(variables, x[:3], jnp.int32(1), False)
+    out, _ = Net().apply(variables, x[:3], jnp.int32(1), False, mutable=["batch_stats"])
     expected = (projected[:3] - projected.mean(0)[None]) / np.sqrt(projected.var(0) + 1e-5)[None]
     np.testing.assert_allclose(out, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", range(3))
+def test_moving_statistics_stay_outside_training(net, kind):
+    x, variables, _ = net
+    variables = jax.tree.map(lambda x: x + 0.5, variables)
+    apply = jax.jit(
+        lambda training: Net().apply(
+            variables, x, jnp.int32(kind), training, mutable=["batch_stats"]
+        )[1]["batch_stats"]["layer"]["norm"]["moments"]
+    )
+    before = variables["batch_stats"]["layer"]["norm"]["moments"]
+    np.testing.assert_array_equal(apply(False), before)
+    assert (apply(True) != before).all()
+
+
+def test_batch_moments(net):
+    x, _, _ = net
+    np.testing.assert_allclose(batch_moments(x), [x.mean(0), (x**2).mean(0)], rtol=1e-5)
 
 
 def test_kernels_start_with_the_variance_of_one_over_fan_in(key):

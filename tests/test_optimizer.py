@@ -48,6 +48,21 @@ def test_groups_have_their_own_rates_and_biases_no_regularization():
     assert float(moved["wide"]["kernel"][0, 0]) == pytest.approx(2 - 0.01 * 0.5 * 2)
 
 
+@pytest.mark.parametrize("name", REFERENCE)
+def test_nothing_moves_outside_training_even_by_what_is_not_finite(name):
+    params = {"deep": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}}
+    groups = {"deep": coefficients(OptimizerSettings(name, 0.05, 0.1))}
+    grads = {"deep": {"kernel": jnp.full((3, 2), jnp.nan), "bias": jnp.full(2, jnp.inf)}}
+    step = jax.jit(apply_gradients)
+    slots = init_slots(params, groups)
+    for count in (3, 9, 12):  # the last two are past the end
+        moved, _ = step(params, grads, slots, groups, jnp.int32(count), 9, jnp.array(False))
+        jax.tree.map(np.testing.assert_array_equal, moved, params)
+    ones = jax.tree.map(jnp.ones_like, params)
+    moved, _ = step(params, ones, slots, groups, jnp.int32(3), 9, jnp.array(True))
+    assert all((a != b).all() for a, b in zip(*map(jax.tree.leaves, (moved, params)), strict=True))
+
+
 def test_unknown_optimizer():
     with pytest.raises(UserError, match="did you mean 'adam'"):
         coefficients(OptimizerSettings("adamm", 0.1, 0.0))

@@ -130,7 +130,7 @@ def test_progress(whole):
     assert shown[-1].seconds_left == 0
     best = max(r.reward for r in whole[2] if r.task == "one" and r.reward is not None)
     assert shown[-1].best_reward["one"] == best
-    assert 0 < shown[-1].compile_share < 1
+    assert 0 < shown[-1].idle_share < 1
     assert "policy_entropy" in shown[0].scalars
 
 

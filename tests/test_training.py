@@ -1,12 +1,11 @@
+import concurrent.futures
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy import make_family, make_task, make_trainer
 
 from mnms_jax.training.fit import Request
-from mnms_jax.training.plan import plan_buckets
-from mnms_jax.training.program import _shuffle
 
 TASKS = (make_task("one", 200, seed=1), make_task("two", 150, num_classes=3, seed=2))
 
@@ -95,7 +94,7 @@ HIDDEN = {
 @pytest.mark.parametrize("rate", [1e30, 1e38])
 def test_divergence_is_a_failure_with_a_reason_and_stops_early(family, trainer, rate):
     bad = request(family, 0, deep_learning_rate=rate, optimizer="sgd", samples=128_000)
-    failed, fine = run(trainer, [bad, request(family, 1)])
+    failed, fine = run(trainer, [bad, request(family, 1, samples=12_800)])
     assert failed.reward is None
     assert "diverged: not finite after step" in failed.failed
     assert failed.samples < 128 * 20
@@ -118,7 +117,9 @@ def test_out_of_memory_is_a_failure(family, monkeypatch):
     def explode(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-    monkeypatch.setattr(trainer, "_program", lambda *_: explode)
+    program = concurrent.futures.Future()
+    program.set_result(explode)
+    monkeypatch.setattr(trainer, "_program", lambda *_: program)
     assert run(trainer, [request(family)])[0].failed == "out of memory"
 
 
@@ -127,31 +128,9 @@ def test_samples_really_bound_the_work(family, trainer):
     assert (int(few.num_steps), int(many.num_steps)) == (1, 8)
 
 
-def test_an_epochs_order_is_a_permutation_of_the_valid_rows():
-    first, second = (_shuffle(jnp.uint32(7), jnp.int32(e), 50, jnp.int32(37)) for e in (0, 1))
-    assert sorted(first[:37].tolist()) == list(range(37))
-    assert first.tolist() != second.tolist()
-    assert set(first[37:].tolist()) == set(range(37, 50))
-
-
 def test_a_task_smaller_than_a_batch(family):
     tiny = make_task("tiny", 9, seed=3)
     trainer = make_trainer((tiny,), family)
     design = request(family).design
     outcome, _ = trainer.fit(Request(0, "tiny", 0, design))
     assert 0 <= float(outcome.accuracy) <= 1 and np.isfinite(float(outcome.loss))
-
-
-def test_plan_groups_by_architecture_in_order_of_appearance(family):
-    deep = {"hidden_layers": 1, **HIDDEN}
-    designs = [
-        request(family).design,
-        request(family, **deep).design,
-        request(family, optimizer="sgd").design,
-        request(family, **deep, samples=5).design,
-    ]
-    specs = [family.make_spec(design) for design in designs]
-    buckets = plan_buckets(specs)
-    assert [bucket.members for bucket in buckets] == [(0, 2), (1, 3)]
-    assert buckets[0].architecture == specs[0].architecture
-    assert plan_buckets([]) == []

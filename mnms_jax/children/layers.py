@@ -238,7 +238,7 @@ def _normalize_forward(*inputs: Array) -> tuple[Array, tuple]:
 def _normalize_backward(residuals: tuple, grad: Array) -> tuple:
     """Ioffe & Szegedy (2015), section 3; outside training there is no use for gradients."""
     normal, inverse, scale, kind = residuals
-    shift_grad, scale_grad = jnp.sum(grad, 0), jnp.sum(grad * normal, 0)
+    shift_grad, scale_grad = (jnp.sum(g, 0, keepdims=True) for g in (grad, grad * normal))
     scaled = grad * scale
     rows = grad.shape[0]
     first = jnp.where(kind == 2, jnp.mean(scaled, 1, keepdims=True), scale * shift_grad / rows)
@@ -246,9 +246,10 @@ def _normalize_backward(residuals: tuple, grad: Array) -> tuple:
         kind == 2, jnp.mean(scaled * normal, 1, keepdims=True), scale * scale_grad / rows
     )
     x_grad = jnp.where(kind > 0, inverse * (scaled - first - normal * second), grad)
-    affine_grad = jnp.stack([scale_grad, shift_grad]) * (kind > 0)
-    bias_grad = jnp.sum(x_grad, 0, keepdims=True)
-    return x_grad, jnp.concatenate([bias_grad, affine_grad]), None, None, None
+    # Batch normalisation takes the bias away again; Adam would blow up what rounding leaves of it.
+    bias_grad = jnp.sum(x_grad, 0, keepdims=True) * (kind != 1)
+    affine_grad = [bias_grad, scale_grad * (kind > 0), shift_grad * (kind > 0)]
+    return x_grad, jnp.concatenate(affine_grad), None, None, None
 
 
 normalize.defvjp(_normalize_forward, _normalize_backward)

@@ -150,12 +150,13 @@ def encode(encoder: TextEncoder, texts: Sequence[str]) -> TextRows:
     index = {word: token for token, word in enumerate(encoder.vocabulary)}
     tokens = _pad([[index.get(word, UNKNOWN) for word in row] for row in words], encoder.length)
     hashes = _hash_ngrams(words, encoder.length)
-    place = np.searchsorted(encoder.hashes, hashes).clip(max=encoder.hashes.size - 1)
-    known = (encoder.hashes[place] == hashes) & ~_repeats(hashes)
+    place = np.searchsorted(encoder.hashes, hashes)
+    # With an end mark, which no hash equals: there may be no known n-gram at all.
+    known = (np.append(encoder.hashes, -1)[place] == hashes) & ~_repeats(hashes)
     first = np.argsort(~known, axis=1, kind="stable")[:, : encoder.num_ngrams]
     place, known = (np.take_along_axis(array, first, 1) for array in (place, known))
     ngrams = np.where(known, 1 + place, 0).astype(np.int32)
-    weights = np.where(known, encoder.idf[place], 0)
+    weights = np.where(known, np.append(encoder.idf, 0)[place], 0)
     norm = np.linalg.norm(weights, axis=1, keepdims=True)
     weights = weights / np.maximum(norm, 1e-12)
     return TextRows(tokens.astype(np.int32), ngrams, weights.astype(np.float32))

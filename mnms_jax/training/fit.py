@@ -1,6 +1,11 @@
 """Runs the training of children: compiles, schedules, measures, and turns failures into results."""
 
+import collections
 import concurrent.futures
+import contextlib
+import functools
+import os
+import queue
 import threading
 import time
 import zlib
@@ -8,18 +13,23 @@ from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from mnms_jax.devices import map_trials, put_trials, spread_trials, trial_devices
 from mnms_jax.training.optimizer import coefficients
-from mnms_jax.training.plan import plan_buckets
+from mnms_jax.training.plan import Chunk, default_lanes, plan_chunks
 from mnms_jax.training.program import BATCH_SIZE, Outcome, Recipe, make_program
-from mnms_jax.types import Array, ChildData, ChildFamily, ChildSpec, Choice, Params
+from mnms_jax.types import Array, ChildData, ChildFamily, ChildModel, ChildSpec, Choice, Params
 
 # Task index and child -> the data that the child's program takes.
 DataSource = Callable[[int, ChildSpec], ChildData]
 
-# Children run for about a second: on a CPU it pays to compile faster, by up to a quarter.
-_COMPILER_OPTIONS: dict[str, dict] = {"cpu": {"xla_backend_optimization_level": 1}}
+# Children run for about a second: on a CPU it pays to compile faster, by up to a quarter. Each
+# child is trained by one thread, since several children on a core each are faster than one on all.
+_COMPILER_OPTIONS: dict[str, dict] = {
+    "cpu": {"xla_backend_optimization_level": 1, "xla_cpu_multi_thread_eigen": False}
+}
 
 
 class Request(NamedTuple):
@@ -44,23 +54,36 @@ class TrialResult(NamedTuple):
 class TrainerStats(NamedTuple):
     """Where the time went; several threads' seconds add up."""
 
-    programs: int
+    programs: int  # compiled, evicted ones too
     compile_seconds: float
     run_seconds: float
+    idle_seconds: float  # of workers without a child to train while programs were being compiled
+
+    @property
+    def idle_share(self) -> float:
+        """The share of the workers' time in which they waited for the compiler."""
+        return self.idle_seconds / max(self.idle_seconds + self.run_seconds, 1e-9)
 
 
 class Trainer:
     """Trains children of one family on several tasks.
 
     A trial's result depends on the seed, the task's name, the trial's number and the design, and
-    on nothing else: neither on its neighbours in a round nor on the number of workers.
+    on nothing else: neither on its neighbours in a round nor on the number of workers or devices.
+
+    Programs are compiled by threads of their own while the workers train what is compiled already.
 
     Args:
       family: the kind of child.
       data: gives each child its data.
       num_classes: most classes of a task.
       seed: of all trials.
-      num_workers: threads that compile and train at once; XLA computes outside Python's lock.
+      num_workers: threads that train at once; 0: one a core on CPUs, else 2. XLA computes outside
+        Python's lock.
+      lanes: children that a device trains at once; by default what suits the backend. Numbers are
+        rounded otherwise with another number.
+      devices: that each chunk of children is spread over; by default `trial_devices()`.
+      max_programs: programs kept, the last used ones.
     """
 
     def __init__(
@@ -70,23 +93,37 @@ class Trainer:
         *,
         num_classes: int,
         seed: int = 0,
-        num_workers: int = 2,
+        num_workers: int = 0,
+        lanes: int | None = None,
+        devices: Sequence[jax.Device] | None = None,
+        max_programs: int = 512,
     ):
         self._family = family
         self._data = data
         self._num_classes = num_classes
         self._seed = seed
-        self._pool = concurrent.futures.ThreadPoolExecutor(num_workers, "mnms-train")
-        self._programs: dict[Hashable, Callable] = {}
-        self._program_locks: dict[Hashable, threading.Lock] = {}
+        self._devices = list(trial_devices() if devices is None else devices)
+        self._platform = self._devices[0].platform
+        self._lanes = default_lanes(self._platform) if lanes is None else lanes
+        self._chunk_size = self._lanes * len(self._devices)
+        self.num_workers = num_workers or (_num_cores() if self._platform == "cpu" else 2)
+        self._workers = concurrent.futures.ThreadPoolExecutor(self.num_workers, "mnms-train")
+        self._compilers = concurrent.futures.ThreadPoolExecutor(self.num_workers, "mnms-compile")
+        self._programs: collections.OrderedDict[Hashable, concurrent.futures.Future[Callable]] = (
+            collections.OrderedDict()
+        )
+        self._max_programs = max_programs
         self._lock = threading.Lock()
+        self._num_programs = 0
         self._compile_seconds = 0.0
         self._run_seconds = 0.0
+        self._clock = _IdleClock(self.num_workers)
 
     @property
     def stats(self) -> TrainerStats:
         with self._lock:
-            return TrainerStats(len(self._programs), self._compile_seconds, self._run_seconds)
+            times = (self._compile_seconds, self._run_seconds, self._clock.seconds)
+            return TrainerStats(self._num_programs, *times)
 
     def train(self, requests: Sequence[Request]) -> Generator[tuple[int, TrialResult]]:
         """Trains children and yields (index of the request, result) as they finish.
@@ -94,49 +131,84 @@ class Trainer:
         Closing the generator leaves out the children whose training hasn't begun.
         """
         specs = [self._family.make_spec(request.design) for request in requests]
-        buckets = plan_buckets(specs)
-        # One child of every program first, so that no worker waits for another's compilation.
-        order = [bucket.members[0] for bucket in buckets]
-        order += sorted(i for bucket in buckets for i in bucket.members[1:])
-        futures = {self._pool.submit(self._train_one, requests[i], specs[i]): i for i in order}
+        results: queue.SimpleQueue = queue.SimpleQueue()
+        closed = threading.Event()
+
+        def guarded(function: Callable[..., None], *args: Any) -> None:
+            try:
+                if not closed.is_set():
+                    function(*args)
+            except BaseException as error:
+                results.put(error)
+
+        def train_chunk(chunk: Chunk, program: concurrent.futures.Future) -> None:
+            members = [(requests[i], specs[i]) for i in chunk.members]
+            for index, result in zip(chunk.members, self._train(program, members), strict=True):
+                results.put((index, result))
+
+        def submit(chunk: Chunk, program: concurrent.futures.Future) -> None:
+            self._workers.submit(guarded, train_chunk, chunk, program)
+
+        for chunk in plan_chunks(specs, self._chunk_size, self._compiled()):
+            program = self._program(requests[chunk.members[0]], specs[chunk.members[0]])
+            program.add_done_callback(functools.partial(guarded, submit, chunk))
         try:
-            for done in concurrent.futures.as_completed(futures):
-                yield futures[done], done.result()
+            for _ in requests:
+                found = results.get()
+                if isinstance(found, BaseException):
+                    raise found
+                yield found
         finally:
-            for future in futures:
-                future.cancel()
+            closed.set()
 
     def fit(self, request: Request) -> tuple[Outcome, Params]:
         """Trains one child again, exactly as before, and returns its variables too."""
         spec = self._family.make_spec(request.design)
-        inputs = self._inputs(request, spec)
-        return self._program(spec.architecture, inputs)(*inputs)
+        return self._run(self._program(request, spec).result(), [(request, spec)])[0]
 
-    def _train_one(self, request: Request, spec: ChildSpec) -> TrialResult:
-        label = str(spec.architecture)
+    def _train(
+        self, program: concurrent.futures.Future, members: Sequence[tuple[Request, ChildSpec]]
+    ) -> list[TrialResult]:
+        """Trains the children of a chunk and returns their results."""
+        label = str(members[0][1].architecture)
         start = time.perf_counter()
-        try:
-            inputs = self._inputs(request, spec)
-            program = self._program(spec.architecture, inputs)
-            start = time.perf_counter()
-            outcome, _ = program(*inputs)
-            accuracy, steps = float(outcome.accuracy), int(outcome.num_steps)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            return TrialResult(None, "out of memory", time.perf_counter() - start, 0, label)
+        with self._clock.training():
+            try:
+                outcomes = self._run(program.result(), members)
+                found = [(float(o.accuracy), int(o.num_steps)) for o, _ in outcomes]
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                found = []
         seconds = time.perf_counter() - start
         with self._lock:
             self._run_seconds += seconds
-        if not np.isfinite(accuracy):
-            reason = f"diverged: not finite after step {steps} of {inputs[1].num_steps}"
-            return TrialResult(None, reason, seconds, steps * BATCH_SIZE, label)
-        return TrialResult(accuracy, None, seconds, steps * BATCH_SIZE, label)
+        seconds /= len(members)
+        if not found:
+            return [TrialResult(None, "out of memory", seconds, 0, label)] * len(members)
+        results = []
+        for (accuracy, steps), (_, spec) in zip(found, members, strict=True):
+            samples = steps * BATCH_SIZE
+            if np.isfinite(accuracy):
+                results.append(TrialResult(accuracy, None, seconds, samples, label))
+            else:
+                reason = f"diverged: not finite after step {steps} of {_num_steps(spec)}"
+                results.append(TrialResult(None, reason, seconds, samples, label))
+        return results
+
+    def _run(
+        self, program: Callable, members: Sequence[tuple[Request, ChildSpec]]
+    ) -> list[tuple[Outcome, Params]]:
+        inputs = [self._inputs(request, spec) for request, spec in members]
+        inputs += inputs[-1:] * (self._chunk_size - len(inputs))  # their results are dropped
+        stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *inputs)
+        # Results go to the host, whatever device a child was on.
+        outputs = jax.device_get(program(*put_trials(stacked, self._devices)))
+        return [jax.tree.map(lambda x, i=i: x[i], outputs) for i in range(len(members))]
 
     def _inputs(self, request: Request, spec: ChildSpec) -> tuple[Array, Recipe, ChildData]:
         optimizers = {name: coefficients(s) for name, s in spec.optimizers.items()}
-        num_steps = np.int32(-(-spec.num_samples // BATCH_SIZE))
-        recipe = Recipe(spec.hyperparameters, optimizers, num_steps)
+        recipe = Recipe(spec.hyperparameters, optimizers, _num_steps(spec))
         return self._trial_seed(request), recipe, self._data(request.task_id, spec)
 
     def _trial_seed(self, request: Request) -> Array:
@@ -145,16 +217,98 @@ class Trainer:
         )
         return jax.random.bits(jax.random.fold_in(task_key, request.trial), dtype=np.uint32)
 
-    def _program(self, architecture: Hashable, inputs: tuple[Any, ...]) -> Callable:
+    def _compiled(self) -> set[Hashable]:
         with self._lock:
-            own_lock = self._program_locks.setdefault(architecture, threading.Lock())
-        with own_lock:
+            return {key for key, program in self._programs.items() if program.done()}
+
+    def _program(self, request: Request, spec: ChildSpec) -> concurrent.futures.Future:
+        """Returns the program that trains a child, compiled or being compiled."""
+        with self._lock:
+            architecture = spec.architecture
             if architecture not in self._programs:
-                start = time.perf_counter()
-                model = self._family.make_model(architecture, self._num_classes)
-                lowered = jax.jit(make_program(model)).lower(*inputs)
-                compiled = lowered.compile(_COMPILER_OPTIONS.get(jax.default_backend()))
-                with self._lock:
-                    self._compile_seconds += time.perf_counter() - start
-                    self._programs[architecture] = compiled
+                while len(self._programs) >= self._max_programs:
+                    self._programs.popitem(last=False)
+                self._programs[architecture] = self._compilers.submit(self._compile, request, spec)
+            self._programs.move_to_end(architecture)
             return self._programs[architecture]
+
+    def _compile(self, request: Request, spec: ChildSpec) -> Callable:
+        start = time.perf_counter()
+        with self._clock.compiling():
+            inputs = self._inputs(request, spec)
+            model = self._family.make_model(spec.architecture, self._num_classes)
+            stacked = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((self._chunk_size, *np.shape(x)), x.dtype), inputs
+            )
+            program = map_trials(_with_lanes(model, self._lanes), self._devices)
+            lowered = jax.jit(program).lower(*spread_trials(stacked, self._devices))
+            compiled = lowered.compile(_COMPILER_OPTIONS.get(self._platform))
+        with self._lock:
+            self._num_programs += 1
+            self._compile_seconds += time.perf_counter() - start
+        return compiled
+
+
+def _with_lanes(model: ChildModel, lanes: int) -> Callable:
+    """Returns a child's program over a leading axis of `lanes` children."""
+    if lanes > 1:
+        return jax.vmap(make_program(model, "lanes"), axis_name="lanes")
+    program = make_program(model)
+
+    def one_lane(*inputs: Any) -> Any:
+        outputs = program(*jax.tree.map(lambda x: x[0], inputs))
+        return jax.tree.map(lambda x: x[None], outputs)
+
+    return one_lane
+
+
+def _num_steps(spec: ChildSpec) -> np.int32:
+    return np.int32(-(-spec.num_samples // BATCH_SIZE))
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _IdleClock:
+    """Adds up how long workers have nothing to train while programs are being compiled."""
+
+    def __init__(self, num_workers: int):
+        self._lock = threading.Lock()
+        self._num_workers = num_workers
+        self._training = 0
+        self._compiling = 0
+        self._seconds = 0.0
+        self._last = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        self._change(0, 0)
+        return self._seconds
+
+    @contextlib.contextmanager
+    def training(self) -> Generator[None]:
+        """A worker is busy."""
+        self._change(1, 0)
+        try:
+            yield
+        finally:
+            self._change(-1, 0)
+
+    @contextlib.contextmanager
+    def compiling(self) -> Generator[None]:
+        """Children wait for a program."""
+        self._change(0, 1)
+        try:
+            yield
+        finally:
+            self._change(0, -1)
+
+    def _change(self, training: int, compiling: int) -> None:
+        with self._lock:
+            now = time.perf_counter()
+            if self._compiling:
+                self._seconds += (self._num_workers - self._training) * (now - self._last)
+            self._last = now
+            self._training += training
+            self._compiling += compiling

@@ -7,9 +7,11 @@ import pytest
 from toy import make_task
 
 from mnms_jax.children.text import PRESETS, TextPreprocessing, TextSizes, make_text_family
+from mnms_jax.tasks.embeddings import WordVectors
 from mnms_jax.tasks.inputs import TextInputs
 from mnms_jax.tasks.text import (
     common_length,
+    common_ngrams,
     deduplicate,
     encode,
     fit_encoder,
@@ -147,25 +149,57 @@ def test_vocabulary_holds_the_commonest_words_of_the_training_texts():
 
 
 def test_tf_idf_by_hand():
-    encoder = fit_encoder(["b a", "b c"], PLAIN, SIZES, 3)
-    rows = encode(encoder, ["b a b a"])  # cut to "b a b": n-grams b, "b a", a, "a b", b
-    assert rows.ngrams.shape == (1, 6)
-    common, rare = np.log(3 / 3) + 1, np.log(3 / 2) + 1  # in both training texts, in one
-    # "a b" was never seen, the second b repeats the first, and the last bigram is padding.
-    expected = np.array([common, rare, rare, 0, 0, 0])
+    encoder = fit_encoder(["b a", "c b a", "a c", "b d"], PLAIN, SIZES, 4)
+    rows = encode(encoder, ["d b a b a"])  # cut to "d b a b": d, "d b", b, "b a", a, "a b", b
+    assert rows.ngrams.shape == rows.weights.shape == (1, 8)
+    # d is in one training text alone, "d b" and "a b" in none, and the second b repeats the first.
+    # What remains moves to the left: b, "b a" and a, in three, two and three of four texts.
+    three, two = np.log(5 / 4) + 1, np.log(5 / 3) + 1
+    expected = np.array([three, two, three, 0, 0, 0, 0, 0])
     np.testing.assert_allclose(rows.weights[0], expected / np.linalg.norm(expected), rtol=1e-6)
-    assert (rows.ngrams[0] > 0).tolist() == [True, True, True, False, False, False]
+    assert (rows.ngrams[0] > 0).tolist() == [True] * 3 + [False] * 5
+    assert len(set(rows.ngrams[0, :3])) == 3
+
+
+def test_ngrams_of_a_single_text_are_unknown():
+    encoder = fit_encoder(["b b b b", "a c"], PLAIN, SIZES, 4)  # repeats within a text count once
+    assert encoder.hashes.size == 0
+    rows = encode(encoder, ["b a", "c", ""])
+    assert not rows.ngrams.any() and not rows.weights.any()
+    assert rows.tokens[0, :2].all()
+
+
+def test_known_ngrams_beyond_a_limit_are_cut_off():
+    texts = ["a b c d", "a b c d"]
+    encoder = fit_encoder(texts, PLAIN, SIZES, 4)
+    whole, cut = (encode(encoder._replace(num_ngrams=n), ["z z a b"]) for n in (8, 2))
+    assert (whole.ngrams[0] > 0).tolist() == [True] * 3 + [False] * 5  # a, "a b" and b
+    np.testing.assert_array_equal(cut.ngrams, whole.ngrams[:, :2])
+    np.testing.assert_allclose(np.linalg.norm(cut.weights), 1, rtol=1e-6)
+
+
+def test_common_number_of_ngrams_is_a_multiple_of_eight_that_fits_most():
+    words = [f"w{i}" for i in range(25)]
+    # Every text is there twice; one with n words has n + n - 1 known n-grams.
+    texts = [" ".join(words[:n]) for n in range(1, 21) for _ in range(2)] + [" ".join(words)]
+    split = Split(tuple(texts), np.zeros(len(texts), np.int32))
+    encoder = fit_encoder(texts, PLAIN, SIZES._replace(ngrams=1000), 25)
+    assert common_ngrams([encoder], [split]) == 40  # the 95th percentile is 39
+    one = Split(("a a",), np.zeros(1, np.int32))
+    tiny = fit_encoder(one.texts, PLAIN, SIZES, 25)
+    assert common_ngrams([tiny], [one]) == 8
+    assert common_ngrams([tiny, encoder], [one, split]) == 40
 
 
 def test_ngrams_are_told_apart_and_the_commonest_kept():
-    texts = [f"w{i} w{j}" for i in range(30) for j in range(30) if i != j]
+    texts = 2 * [f"w{i} w{j}" for i in range(30) for j in range(30) if i != j]
     everything = fit_encoder(texts, PLAIN, SIZES._replace(ngrams=2**12), 2)
     assert everything.hashes.size == 30 + 30 * 29  # no two collide
     few = fit_encoder(texts, PLAIN, SIZES._replace(ngrams=31), 2)
     assert few.hashes.size == 30  # the words, which are commoner than any pair
     assert set(few.hashes) < set(everything.hashes)
     assert encode(few, texts).ngrams.max() == 30
-    assert not encode(few, ["w1 w2"]).ngrams[0, 1]
+    assert (encode(few, ["w1 w2"]).ngrams[0] > 0).tolist() == [True, True, False, False]
 
 
 def test_tf_idf_agrees_with_scikit_learn():
@@ -174,16 +208,19 @@ def test_tf_idf_agrees_with_scikit_learn():
     texts = ["the film was good", "the film was bad", "a very very good book", "bad bad bad"]
     encoder = fit_encoder(texts, PLAIN, SIZES._replace(ngrams=2**12), 8)
     rows = encode(encoder, texts)
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), binary=True, token_pattern=r"\w+")
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), binary=True, token_pattern=r"\w+", min_df=2)
     expected = vectorizer.fit_transform(texts)
-    for row, (_, reference) in enumerate(zip(texts, expected, strict=True)):
-        ours = np.sort(rows.weights[row][rows.weights[row] > 0])
-        np.testing.assert_allclose(ours, np.sort(reference.data), rtol=1e-5)
+    assert encoder.hashes.size == len(vectorizer.vocabulary_) == 7
+    for weights, reference in zip(rows.weights, expected, strict=True):
+        np.testing.assert_allclose(
+            np.sort(weights[weights > 0]), np.sort(reference.data), rtol=1e-5
+        )
 
 
 def test_batches_hold_what_their_architecture_reads():
-    encoder = fit_encoder(["b a", "b c d"], PLAIN, SIZES, 3)
+    encoder = fit_encoder(["b a", "b c d", "d a"], PLAIN, SIZES, 3)
     rows = encode(encoder, ["b d zzz", ""])
+    assert rows.ngrams[0].any()
     table = np.arange(12, dtype=np.float32).reshape(6, 2)
     family = make_text_family("cpu", {"mine": 2})
     base = {d.name: d.choices[0] for d in family.space.decisions}
@@ -210,5 +247,33 @@ def test_all_tasks_share_shapes_and_padding_is_never_counted():
     assert jax.tree.map(jnp.shape, first) == jax.tree.map(jnp.shape, second)
     assert (int(first.num_train), int(second.num_train)) == (30, 90)
     assert (int(first.num_classes), inputs.num_classes) == (2, 4)
-    assert not np.asarray(first.train.tokens[30:]).any()
+    # Training rows, padding, then rows to evaluate on, and padding again.
+    assert (int(first.first_evaluation), int(first.num_evaluation)) == (90, 10)
+    assert first.labels.shape == (90 + 30,)
+    used = np.r_[0:30, 90:100]
+    for array in (first.inputs.tokens, first.inputs.ngrams, first.inputs.weights):
+        assert len(array) == 120
+        assert np.asarray(array[used]).any(1).all()
+        assert not np.delete(np.asarray(array), used, 0).any()
+    for split, rows in (("train", slice(0, 30)), ("validation", slice(90, 100))):
+        np.testing.assert_array_equal(first.labels[rows], short.splits[split].labels)
+        encoder = inputs.encoder(0, spec.preprocessing)
+        expected = encode(encoder, short.splits[split].texts)
+        np.testing.assert_array_equal(first.inputs.tokens[rows], expected.tokens)
+        assert expected.ngrams.shape[1] == encoder.num_ngrams
+        np.testing.assert_array_equal(first.inputs.ngrams[rows], expected.ngrams)
     assert inputs.child_data(0, spec) is first  # kept, not made again
+
+
+def test_pretrained_tables_are_padded_with_zeros():
+    task = make_task("one", 30)
+    vectors = WordVectors({"film": 0, "book": 1}, np.arange(1, 11, dtype=np.float32).reshape(2, 5))
+    family = make_text_family("cpu", {"mine": 5})
+    base = {d.name: d.choices[0] for d in family.space.decisions}
+    spec = family.make_spec({**base, "embedding": "mine", "fine_tune": True})
+    inputs = TextInputs([task], PRESETS["cpu"], {"mine": vectors})
+    table = inputs.child_data(0, spec).constants
+    assert table.shape == (PRESETS["cpu"].vocabulary, 8)
+    row = inputs.encoder(0, spec.preprocessing).vocabulary.index("book")
+    np.testing.assert_array_equal(table[row], [6, 7, 8, 9, 10, 0, 0, 0])
+    assert not table[:2].any() and not table[:, 5:].any()

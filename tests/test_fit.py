@@ -1,0 +1,111 @@
+import threading
+import time
+
+import pytest
+from toy import make_family, make_task, make_trainer
+
+from mnms_jax.training.fit import Request, _IdleClock
+from mnms_jax.training.plan import Chunk, default_lanes, plan_chunks
+
+TASK = make_task("one", 100, seed=1)
+HIDDEN = {
+    "hidden_layers": 1,
+    "hidden_size": 64,
+    "hidden_activation": "relu",
+    "normalization": "batch",
+    "hidden_dropout": 0.2,
+}
+
+
+@pytest.fixture(scope="module")
+def family():
+    return make_family(hidden_layers=(0, 1), samples=(256,))
+
+
+def design(family, **choices):
+    return {d.name: d.choices[0] for d in family.space.decisions} | choices
+
+
+def test_programs_beyond_the_limit_are_evicted_and_compiled_again(family):
+    trainer = make_trainer((TASK,), family, max_programs=1, num_workers=1)
+    flat, deep = (Request(0, "one", 0, design(family, **c)) for c in ({}, HIDDEN))
+    first = dict(trainer.train([flat]))[0]
+    assert trainer.stats.programs == 1
+    dict(trainer.train([deep]))
+    again = dict(trainer.train([flat]))[0]
+    assert trainer.stats.programs == 3 and len(trainer._programs) == 1
+    assert again._replace(seconds=0) == first._replace(seconds=0)
+
+
+def test_waiting_for_the_compiler_is_counted(family):
+    trainer = make_trainer((TASK,), family, num_workers=1)
+    wanted = [Request(0, "one", 0, design(family))]
+    dict(trainer.train(wanted))
+    stats = trainer.stats
+    assert 0.5 * stats.compile_seconds < stats.idle_seconds <= stats.compile_seconds + 0.5
+    assert 0 < stats.idle_share < 1
+    dict(trainer.train(wanted))
+    assert trainer.stats.idle_seconds == stats.idle_seconds
+
+
+def test_the_idle_clock_counts_workers_without_work_while_a_program_is_compiled():
+    clock = _IdleClock(num_workers=2)
+    time.sleep(0.05)
+    assert clock.seconds == 0  # nothing to compile: no work left is nobody's fault
+    with clock.compiling():
+        time.sleep(0.1)
+        with clock.training():
+            time.sleep(0.1)
+    assert 0.3 <= clock.seconds < 0.6
+    before = clock.seconds
+    with clock.training():
+        time.sleep(0.05)
+    assert clock.seconds == before
+
+
+def test_closing_leaves_out_what_has_not_begun(family):
+    started = threading.Event()
+    trainer = make_trainer((TASK,), family, num_workers=1)
+    trained = []
+    train = trainer._train
+
+    def count(program, members):
+        trained.extend(members)
+        started.set()
+        return train(program, members)
+
+    trainer._train = count
+    results = trainer.train([Request(0, "one", trial, design(family)) for trial in range(50)])
+    next(results)
+    results.close()
+    time.sleep(0.3)
+    assert started.is_set() and len(trained) < 50
+    seen = len(trained)
+    time.sleep(0.3)
+    assert len(trained) == seen
+
+
+def test_chunks_are_of_one_architecture_and_what_is_compiled_comes_first(family):
+    designs = [
+        design(family),
+        design(family, **HIDDEN),
+        design(family, optimizer="adam"),
+        design(family, **HIDDEN, samples=5),
+        design(family),
+    ]
+    specs = [family.make_spec(d) for d in designs]
+    flat, deep = specs[0].architecture, specs[1].architecture
+    assert plan_chunks(specs) == [
+        Chunk(flat, (0,)),
+        Chunk(flat, (2,)),
+        Chunk(flat, (4,)),
+        Chunk(deep, (1,)),
+        Chunk(deep, (3,)),
+    ]
+    assert plan_chunks(specs, 2, {deep}) == [
+        Chunk(deep, (1, 3)),
+        Chunk(flat, (0, 2)),
+        Chunk(flat, (4,)),
+    ]
+    assert plan_chunks([]) == []
+    assert (default_lanes("cpu"), default_lanes("gpu")) == (1, 8)

@@ -1,0 +1,234 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from toy import make_task
+
+from mnms_jax.children.layers import mix
+from mnms_jax.children.text import PRESETS, make_text_family, make_text_model
+from mnms_jax.tasks.inputs import TextInputs
+from mnms_jax.training.optimizer import coefficients
+from mnms_jax.training.program import (
+    BATCH_SIZE,
+    Recipe,
+    _training_rows,
+    cross_entropy,
+    make_program,
+    predict,
+)
+
+DESIGN = {
+    "embedding": "random32",
+    "lowercase": True,
+    "strip": True,
+    "convolution": True,
+    "conv_activation": "swish",
+    "conv_batch_norm": True,
+    "conv_max_ngram": 2,
+    "conv_dropout": 0.2,
+    "conv_filters": 16,
+    "conv_embedding_dropout": 0.2,
+    "hidden_layers": 1,
+    "hidden_size": 64,
+    "hidden_activation": "tanh",
+    "normalization": "batch",
+    "hidden_dropout": 0.2,
+    "optimizer": "adagrad",
+    "deep_learning_rate": 0.05,
+    "deep_regularization": 1e-3,
+    "wide_learning_rate": 0.005,
+    "wide_regularization": 1e-3,
+    "samples": 0,
+}
+TASKS = (make_task("one", 500, seed=1), make_task("two", 210, num_classes=3, seed=2))
+FAMILY = make_text_family("cpu", {})
+MODEL = make_text_model(FAMILY.make_spec(DESIGN).architecture, 3)
+PROGRAM = jax.jit(make_program(MODEL))
+
+
+@pytest.fixture(scope="module")
+def data():
+    """The data of both tasks; evaluation rows take two steps of the first, one of the second."""
+    inputs = TextInputs(TASKS, PRESETS["cpu"]._replace(length=8), {})
+    return [inputs.child_data(i, FAMILY.make_spec(DESIGN)) for i in (0, 1)]
+
+
+def recipe_of(num_steps, **changes):
+    spec = FAMILY.make_spec({**DESIGN, **changes})
+    groups = {name: coefficients(settings) for name, settings in spec.optimizers.items()}
+    return Recipe(spec.hyperparameters, groups, np.int32(num_steps))
+
+
+def rows_of_epoch(num_train, epoch, seed=7):
+    steps = -(-num_train // BATCH_SIZE)
+    numbers = (jnp.uint32(seed), jnp.int32(epoch))
+    return np.stack([_training_rows(*numbers, jnp.int32(i), num_train) for i in range(steps)])
+
+
+@pytest.mark.parametrize("num_train", [1, 37, 128, 129, 200, 1000, 1280])
+def test_every_row_is_seen_in_every_epoch(num_train):
+    num_train = jnp.int32(num_train)
+    epochs = [rows_of_epoch(num_train, epoch) for epoch in range(3)]
+    for rows in epochs:
+        counts = np.bincount(rows.ravel(), minlength=int(num_train))
+        assert counts.size == num_train and counts.min() >= 1
+        # Rows are repeated to fill the last batch, equally.
+        assert counts.max() <= -(-rows.size // int(num_train))
+    if num_train >= 200:
+        batches = {frozenset(row) for rows in epochs for row in rows}
+        assert len(batches) == sum(map(len, epochs))  # no batch twice
+        assert (rows_of_epoch(num_train, 0, seed=8) != epochs[0]).any()
+
+
+def test_large_tasks_do_not_overflow():
+    num_train = jnp.int32(2**25 - BATCH_SIZE)
+    rows = np.asarray(_training_rows(jnp.uint32(1), jnp.int32(0), jnp.int32(9), num_train))
+    np.testing.assert_array_equal(rows // (2**18 - 1), np.arange(BATCH_SIZE))
+
+
+def test_cross_entropy_equals_optax():
+    logits = 3 * jax.random.normal(jax.random.key(0), (6, 4))
+    logits = logits.at[:, 3].set(-1e9)  # a class that the task doesn't have
+    labels = jnp.array([0, 1, 2, 2, 1, 0])
+
+    def reference(logits):
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    for scale in (1.0, -3.0):
+        ours = jax.value_and_grad(lambda x, s=scale: s * cross_entropy(x, labels))(logits)
+        theirs = jax.value_and_grad(lambda x, s=scale: s * reference(x))(logits)
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_program_equals_a_plain_loop(data):
+    """With optax and plain autodiff of the loss, and no dropout; six steps are two epochs."""
+    still = {name: 0.0 for name in DESIGN if name.endswith("dropout")}
+    recipe, task, seed = recipe_of(6, **still), data[1], jnp.uint32(3)
+    outcome, found = PROGRAM(seed, recipe, task)
+    hyper = recipe.hyperparameters
+    batch = jax.tree.map(lambda x: x[:BATCH_SIZE], task.inputs)
+    variables = MODEL.init(seed, batch, None, hyper)
+
+    def tower(name):
+        regularized = lambda tree: jax.tree_util.tree_map_with_path(  # noqa: E731
+            lambda path, _: path[-1].key in ("kernel", "table"), tree
+        )
+        rate = optax.linear_schedule(DESIGN[f"{name}_learning_rate"], 0, 6)
+        decay = optax.add_decayed_weights(DESIGN[f"{name}_regularization"], regularized)
+        return optax.chain(decay, optax.adagrad(rate))
+
+    optimizer = optax.multi_transform(
+        {name: tower(name) for name in ("deep", "wide")}, {"deep": "deep", "wide": "wide"}
+    )
+    params, stats = variables["params"], variables["batch_stats"]
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, stats, state, rows):
+        def loss_fn(params):
+            start = {"params": params, "batch_stats": stats}
+            batch = jax.tree.map(lambda x: x[rows], task.inputs)
+            logits, new = MODEL.apply(start, batch, None, hyper, jnp.uint32(0), True)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, task.labels[rows])
+            return losses.mean(), new
+
+        (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), stats, state, loss
+
+    for epoch in range(3):
+        for rows in rows_of_epoch(jnp.int32(210), epoch, seed=3):
+            params, stats, state, loss = step(params, stats, state, rows)
+    assert float(outcome.loss) == pytest.approx(float(loss), rel=1e-3)
+    expected = {"params": params, "batch_stats": stats}
+    start = jax.tree.leaves(variables["params"])
+    for a, b in zip(start, jax.tree.leaves(found["params"]), strict=True):
+        assert (a != b).any()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), found, expected
+    )
+
+
+def test_evaluation_in_the_program_equals_predictions(data):
+    """Of all rows, in evaluation: with moving statistics and without dropout."""
+    for task, split, changes in zip(
+        data, TASKS, ({}, {"normalization": "layer", "conv_batch_norm": False}), strict=True
+    ):
+        # Few steps, so that predictions are neither all right nor all the same.
+        recipe = recipe_of(6, **changes)
+        outcome, variables = PROGRAM(jnp.uint32(3), recipe, task)
+        first, count = int(task.first_evaluation), int(task.num_evaluation)
+        inputs = jax.tree.map(lambda x, s=slice(first, first + count): x[s], task.inputs)
+        logits = predict(MODEL, variables, inputs, None, recipe.hyperparameters)
+        right = logits[:, : split.num_classes].argmax(-1) == split.splits["validation"].labels
+        assert 0.3 < right.mean() < 1
+        assert float(outcome.accuracy) == pytest.approx(float(right.mean()), abs=1e-6)
+        assert int(outcome.num_steps) == 6
+
+
+def test_classes_of_other_tasks_learn_nothing(data):
+    recipe = recipe_of(4, wide_regularization=0.0, deep_regularization=0.0)
+    for task, used in zip(data, (2, 3), strict=True):
+        _, variables = PROGRAM(jnp.uint32(3), recipe, task)
+        bias = variables["params"]["wide"]["bias"]
+        assert (bias != 0).tolist() == [i < used for i in range(3)]
+
+
+def test_evaluation_changes_no_variable(data):
+    recipe = recipe_of(4)
+    few, many = (
+        PROGRAM(jnp.uint32(3), recipe, data[0]._replace(num_evaluation=jnp.int32(n)))
+        for n in (1, 160)
+    )
+    assert float(few[0].loss) == float(many[0].loss)
+    jax.tree.map(np.testing.assert_array_equal, few[1], many[1])
+
+
+def test_children_mapped_at_once_equal_single_ones(data):
+    """Of other lengths, tasks and settings each; the last one diverges."""
+    diverging = {"optimizer": "sgd", "deep_learning_rate": 1e30}
+    recipes = [
+        recipe_of(5),
+        recipe_of(11, optimizer="adam", deep_learning_rate=0.01, normalization="layer"),
+        recipe_of(40, **diverging),
+    ]
+    children = [
+        (jnp.uint32(seed), recipe, data[task])
+        for seed, recipe, task in zip((3, 4, 5), recipes, (0, 1, 1), strict=True)
+    ]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *children)
+    program = jax.jit(jax.vmap(make_program(MODEL, "children"), axis_name="children"))
+    together = program(*stacked)
+    for i, child in enumerate(children):
+        outcome, variables = PROGRAM(*child)
+        mapped, its = jax.tree.map(lambda x, i=i: x[i], together)
+        assert int(mapped.num_steps) == int(outcome.num_steps)
+        if i < 2:
+            assert int(outcome.num_steps) == (5, 11)[i]
+            assert float(mapped.accuracy) == pytest.approx(float(outcome.accuracy), abs=0.02)
+            assert float(mapped.loss) == pytest.approx(float(outcome.loss), rel=1e-3)
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3), its, variables
+            )
+        else:
+            assert np.isnan(mapped.accuracy) and np.isnan(outcome.accuracy)
+            assert not np.isfinite(mapped.loss) and int(outcome.num_steps) < 10
+
+
+def test_each_step_has_its_own_dropout(data):
+    """The first step's loss, of the same rows, differs by the seed that `mix` makes alone."""
+    recipe = recipe_of(1, deep_learning_rate=0.0, wide_learning_rate=0.0)
+    outcome, variables = PROGRAM(jnp.uint32(3), recipe, data[0])
+    rows = rows_of_epoch(jnp.int32(500), 0, seed=3)[0]
+    batch = jax.tree.map(lambda x: x[rows], data[0].inputs)
+    hyper = recipe.hyperparameters
+    start = MODEL.init(jnp.uint32(3), batch, None, hyper)
+    losses = []
+    for step in (1, 2):
+        step_seed = mix(jnp.uint32(3) ^ mix(jnp.uint32(step)))
+        logits, _ = MODEL.apply(start, batch, None, hyper, step_seed, True)
+        losses.append(float(cross_entropy(logits[:, :2], data[0].labels[rows])))
+    assert float(outcome.loss) == pytest.approx(losses[0], rel=1e-4)
+    assert losses[1] != pytest.approx(losses[0], rel=1e-4)
