@@ -1,7 +1,8 @@
 """Children as a Flax user writes them today: own module and own jitted step for each, in a loop.
 
 What a design decides is decided in Python: a child has the layers that it needs and no others, so
-every child is compiled anew. The computation is that of mnms_jax's children.
+every child is compiled anew. The computation is that of mnms_jax's children, but for one thing:
+the moving variance of batch normalisation is the mean of the batches' variances, Flax's way.
 """
 
 import functools

@@ -91,7 +91,15 @@ def long_run(replies: Mapping[str, Sequence[Reply]], limits: Mapping[str, int]) 
 def show(figures: Mapping[str, Any], console: rich.console.Console) -> None:
     """Prints the figures."""
     table = rich.table.Table(title=f"{figures['children']} children")
-    columns = ("children/min", "seconds", "compiling", "programs", "useful GFLOP/s", "peak MB")
+    columns = (
+        "children/min",
+        "seconds",
+        "CPU seconds",
+        "compiling",
+        "programs",
+        "useful GFLOP/s",
+        "peak MB",
+    )
     for column in ("way", *columns):
         table.add_column(column, justify="left" if column == "way" else "right")
     for way, row in figures["ways"].items():
@@ -100,6 +108,7 @@ def show(figures: Mapping[str, Any], console: rich.console.Console) -> None:
             way,
             f"{row['children_a_minute']:.1f}",
             f"{row['seconds']:.1f}",
+            f"{row['cpu_seconds']:.1f}",
             f"{stats['compile_seconds']:.1f}" if stats else "",
             f"{stats['programs']}" if stats else "",
             f"{row['gflops']:.1f}",
@@ -147,6 +156,7 @@ def _way(replies: Sequence[Reply], work: Load, peak: float) -> dict[str, Any]:
         }
     return {
         "seconds": seconds,
+        "cpu_seconds": sum(reply.cpu_seconds for reply in replies),
         "seconds_by_chunk": [reply.seconds for reply in replies],
         "children_a_minute": 60 * len(results) / seconds,
         "gflops": gflops,

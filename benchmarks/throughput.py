@@ -10,7 +10,8 @@ Imports and the preparation of data are not counted, tracing and compilation are
 
 Command: python -m benchmarks.throughput --json=throughput.json
 Variants: --long=400 (a cold search of 400 trials against naive), --ways=naive,cold
-Cost: about twenty minutes on two CPU cores, half of it naive's; --long=400 twenty minutes more.
+Cost: 25 minutes on two CPU cores that others used too. Ways that keep both cores busy (cold, warm)
+lose most to others' load: see the CPU seconds too, and measure on an idle machine.
 """
 
 import importlib.util

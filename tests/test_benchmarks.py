@@ -211,7 +211,7 @@ def test_children_are_drawn_alike_and_take_turns(monkeypatch):
 def reply(seconds, rewards):
     results = [Result(reward, 2.0, 1.0) for reward in rewards]
     stats = {"programs": 2, "compile_seconds": 3.0, "run_seconds": 1.0}
-    return Reply(seconds, results, stats, 500.0, 100.0)
+    return Reply(seconds, 2 * seconds, results, stats, 500.0, 100.0)
 
 
 def test_figures_of_ways():
@@ -227,6 +227,7 @@ def test_figures_of_ways():
     assert figures["speedup_warm_vs_torch"] is None
     assert figures["compile_share"] == 0.75
     assert figures["ways"]["warm"]["gflops"] == 25
+    assert figures["ways"]["warm"]["cpu_seconds"] == 4
     assert figures["ways"]["warm"]["share_of_matmul_peak"] == 0.25
     assert figures["ways"]["naive"]["kinds"]["b"]["ms_a_step"] == 50  # one diverged
     agreement = figures["agreement"]["naive"]
