@@ -11,7 +11,8 @@ with at least N trials told. The first calls of the controller's functions, whic
 reported apart, without the cache of compiled programs.
 
 Command: python -m benchmarks.controller --json=controller.json
-Cost: at most eleven minutes on two CPU cores. Optuna: pip install .[benchmarks]; left out without it.
+Cost: about eleven minutes on two CPU cores, nearly all Optuna's; --optuna_seconds shortens it.
+Optuna is left out where it isn't installed: pip install .[benchmarks].
 """
 
 import importlib

@@ -7,6 +7,7 @@ import numpy as np
 import rich.console
 import rich.table
 
+import mnms_jax as mnms
 from benchmarks.workers import Reply
 
 
@@ -19,9 +20,8 @@ class Load(NamedTuple):
 
 
 def compile_share(stats: Mapping[str, float]) -> float:
-    """Returns the share of the trainer's time that went into compiling."""
-    seconds = stats["compile_seconds"] + stats["run_seconds"]
-    return stats["compile_seconds"] / seconds if seconds else 0.0
+    """Returns the share of the training threads' time in which they waited for the compiler."""
+    return mnms.TrainerStats(**stats).idle_share
 
 
 def compare(

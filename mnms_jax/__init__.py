@@ -18,7 +18,7 @@ from mnms_jax.tasks.inputs import TextInputs
 from mnms_jax.tasks.registry import load_tasks
 from mnms_jax.tasks.table_files import read_table
 from mnms_jax.tasks.tables import load_table
-from mnms_jax.training.fit import Request, Trainer, TrialResult
+from mnms_jax.training.fit import Request, Trainer, TrainerStats, TrialResult
 from mnms_jax.types import (
     ChildFamily,
     ChildModel,
@@ -53,6 +53,7 @@ __all__ = [
     "Task",
     "TextInputs",
     "Trainer",
+    "TrainerStats",
     "TrialResult",
     "UserError",
     "choice_frequencies",
