@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 import mnms_jax as mnms
+from mnms_jax.children.text import TextPreprocessing
 from mnms_jax.types import AnyArray, Choice
 
 BATCH_SIZE = 128
@@ -116,7 +117,9 @@ def arrays_of(family: mnms.ChildFamily, inputs: mnms.TextInputs, request: mnms.R
 
 def num_tokens(family: mnms.ChildFamily, inputs: mnms.TextInputs, design: Design) -> int:
     """Returns the length of the sequences that a design reads."""
-    encoder = inputs.encoder(0, family.make_spec(design).preprocessing)
+    preprocessing = family.make_spec(design).preprocessing
+    assert isinstance(preprocessing, TextPreprocessing)
+    encoder = inputs.encoder(0, preprocessing)
     hashed = str(design["embedding"]).startswith("hashed")
     return encoder.num_ngrams if hashed else encoder.length
 

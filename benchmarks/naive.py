@@ -97,8 +97,9 @@ class DeepTower(nn.Module):
         if table is not None and not is_trained(self.design):
             return jax.lax.stop_gradient(table)[tokens]
         if table is not None:
+            rows, size = table.shape
             # A copy, since steps take their state's memory over.
-            return nn.Embed(*table.shape, embedding_init=lambda *_: jnp.array(table))(tokens)
+            return nn.Embed(rows, size, embedding_init=lambda *_: jnp.array(table))(tokens)
         hashed = str(self.design["embedding"]).startswith("hashed")
         rows = self.sizes.hashed if hashed else self.sizes.vocabulary
 

@@ -7,7 +7,6 @@ import numpy as np
 import rich.console
 import rich.table
 
-import mnms_jax as mnms
 from benchmarks.workers import Reply
 
 
@@ -21,7 +20,8 @@ class Load(NamedTuple):
 
 def compile_share(stats: Mapping[str, float]) -> float:
     """Returns the share of the training threads' time in which they waited for the compiler."""
-    return mnms.TrainerStats(**stats).idle_share
+    seconds = stats["idle_seconds"] + stats["run_seconds"]
+    return stats["idle_seconds"] / seconds if seconds else 0.0
 
 
 def compare(

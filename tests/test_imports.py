@@ -84,7 +84,8 @@ def test_the_public_surface_is_what_it_says():
 PUBLIC = """PRESETS ChildFamily ChildModel ChildSpec Config Decision Learner Policy PolicyOutput
 Proposal Request RewardTable Search SearchSpace SearchState Split TableBenchmark Task TextInputs
 Trainer TrainerStats TrialResult UserError choice_frequencies config_from_flags define_flags
-draw_reward entropy_loss find_row glove50 imitation_loss load_child load_controller load_table load_tasks
-load_word_vectors make_null_learner make_policy make_ppo_learner make_random_policy
-make_reinforce_learner make_requests make_search make_text_family ppo_loss rank_advantage read_table
-reinforce_loss relative_advantage run_experiment run_main standardized_advantage""".split()
+draw_reward entropy_loss find_row glove50 imitation_loss load_child load_controller load_table
+load_tasks load_word_vectors make_null_learner make_policy make_ppo_learner make_random_policy
+make_reinforce_learner make_requests make_search make_text_family ppo_loss rank_advantage
+read_table reinforce_loss relative_advantage run_experiment run_main
+standardized_advantage""".split()

@@ -93,15 +93,15 @@ def test_maximum_over_windows(num_texts):
 
 
 def test_equal_windows_share_the_gradient_and_others_get_none():
-    """Text 0: windows 0 and 2 are the same; window 3, the largest, is outside."""
-    windows = jnp.array([[[1.0, 2.0], [0.0, 1.0], [1.0, 2.0], [9.0, 9.0]]])
+    """Windows 0 and 2 are the same; outside are the same once more and the largest one."""
+    windows = jnp.array([[[1.0, 2.0], [0.0, 1.0], [1.0, 2.0], [1.0, 2.0], [9.0, 9.0]]])
     kernel = jnp.array([[1.0, -1.0], [1.0, 0.0]])
-    inside = jnp.array([[True, True, True, False]])
+    inside = jnp.array([[True, True, True, False, False]])
     value, grads = jax.vjp(lambda w, k: max_over_windows(w, k, inside), windows, kernel)
     np.testing.assert_array_equal(value, [[3.0, 0.0]])
     window_grad, kernel_grad = grads(jnp.array([[6.0, 10.0]]))
     # The second filter's maximum is at window 1.
-    expected = [[[3.0, 3.0], [-10.0, 0.0], [3.0, 3.0], [0.0, 0.0]]]
+    expected = [[[3.0, 3.0], [-10.0, 0.0], [3.0, 3.0], [0.0, 0.0], [0.0, 0.0]]]
     np.testing.assert_allclose(window_grad, expected)
     np.testing.assert_allclose(kernel_grad, [[6.0, 0.0], [12.0, 10.0]])
 

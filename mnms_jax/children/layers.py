@@ -70,7 +70,7 @@ def uniform_param(
       zero_first: row 0 starts at zero, as `embed` expects of its padding.
     """
     path = "/".join((*module.path, name))
-    limit = np.float32(math.sqrt(3 / shape[0]) if bound is None else bound)
+    limit = np.asarray(math.sqrt(3 / shape[0]) if bound is None else bound, np.float32)
     if zero_first:
         limit = limit * (np.arange(shape[0]) > 0).astype(np.float32)[:, None]
 
