@@ -295,8 +295,8 @@ class _DeepTower(nn.Module):
         embedded *= keep_mask(seed, 100, hyper.conv_embedding_dropout * training, shape)
         convolutions = _Convolutions(arch.conv_widths, arch.conv_filters, name="conv")
         maxima = convolutions(embedded, num_words, seed)
-        # Normalised and activated after the maximum: for monotone activations that is the same,
-        # and it takes a text's length times fewer operations.
+        # The maximum comes first: normalisation and activation then take one number a filter
+        # instead of one a word. Without batch norm, and but for swish, the model is the same.
         size = maxima.shape[-1]
         maxima = Normalization(size, name="conv_norm")(maxima, hyper.conv_normalization, training)
         mask = keep_mask(seed, 101, hyper.conv_dropout * training, maxima.shape)

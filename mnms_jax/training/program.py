@@ -184,7 +184,7 @@ def _training_rows(seed: Array, epoch: Array, position: Array, num_train: Array)
 
     The rows are cut into BATCH_SIZE strata. Each place in a batch walks its own stratum once an
     epoch, from a random start: every row is seen, and batches differ from epoch to epoch, with no
-    order to be sorted and kept.
+    order to be sorted and kept. Strata of k rows see one of them twice where others have k + 1.
     """
     place = jnp.arange(BATCH_SIZE, dtype=jnp.uint32)
     count = num_train.astype(jnp.uint32)
