@@ -115,18 +115,7 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
                 return active
             return jax.lax.pmax(active.astype(jnp.int32), axis_name) > 0
 
-        zero = jnp.int32(0)
-        start = _Loop(
-            zero,
-            zero,
-            zero,
-            jnp.float32(0),
-            zero,
-            variables["params"],
-            variables.get("batch_stats", {}),
-            init_slots(variables["params"], groups),
-        )
-        loop = jax.lax.while_loop(any_active, body, start)
+        loop = jax.lax.while_loop(any_active, body, _start(variables, groups))
         accuracy = jnp.where(jnp.isfinite(loop.loss), loop.correct / data.num_evaluation, jnp.nan)
         outcome = Outcome(accuracy, loop.loss, jnp.minimum(loop.step, recipe.num_steps))
         return outcome, {"params": loop.params, "batch_stats": loop.batch_stats}
@@ -173,6 +162,12 @@ def predict(
     )
     logits = jax.lax.map(chunk, chunks)
     return logits.reshape(-1, logits.shape[-1])[:num_rows]
+
+
+def _start(variables: Params, groups: dict[str, Coefficients]) -> _Loop:
+    zero, params = jnp.int32(0), variables["params"]
+    stats = variables.get("batch_stats", {})
+    return _Loop(zero, zero, zero, jnp.float32(0), zero, params, stats, init_slots(params, groups))
 
 
 def _take(tree: Any, rows: Array) -> Any:
