@@ -18,12 +18,6 @@ class Load(NamedTuple):
     flops: list[int]  # useful operations of a step
 
 
-def compile_share(stats: Mapping[str, float]) -> float:
-    """Returns the share of the training threads' time in which they waited for the compiler."""
-    seconds = stats["idle_seconds"] + stats["run_seconds"]
-    return stats["idle_seconds"] / seconds if seconds else 0.0
-
-
 def compare(
     replies: Mapping[str, Sequence[Reply]],
     noise: Sequence[Reply] | None,
@@ -50,7 +44,7 @@ def compare(
         "speedup_cold_vs_naive": speedup("naive", "cold"),
         "speedup_warm_vs_naive": speedup("naive", "warm"),
         "speedup_warm_vs_torch": speedup("torch", "warm"),
-        "compile_share": compile_share(ways["cold"]["stats"]) if "cold" in ways else None,
+        "compile_share": ways["cold"]["stats"]["idle_share"] if "cold" in ways else None,
         "matmul_fraction": None,
         "matmul_peak_gflops": peak,
         "ways": ways,
@@ -74,7 +68,7 @@ def long_run(replies: Mapping[str, Sequence[Reply]], limits: Mapping[str, int]) 
         "trials": limits["cold"],
         "cold_seconds": cold,
         "cold_stats": stats,
-        "compile_share": compile_share(stats),
+        "compile_share": stats["idle_share"],
         "naive_trials": limits["naive"],
     }
     if limits["naive"]:

@@ -32,7 +32,7 @@ class Reply(NamedTuple):
     seconds: float  # by the clock, tracing and compilation included
     cpu_seconds: float  # of all threads, which a shared machine slows down less
     results: list[Result]  # in the order asked for
-    stats: dict[str, float]  # programs, compile_seconds, run_seconds
+    stats: dict[str, float]  # mnms.TrainerStats and its idle share; naive's: the first fields
     peak_mb: float
     prepared_mb: float  # its part before the first child: interpreter, libraries, data
 
@@ -117,7 +117,8 @@ def _ours(work: Work, seed: int) -> tuple[Train, Callable[[], dict[str, float]]]
         return [Result(found[i].reward, found[i].seconds, 0.0) for i in range(len(requests))]
 
     def stats() -> dict[str, float]:
-        return trainer.stats._asdict()
+        stats = trainer.stats
+        return {**stats._asdict(), "idle_share": stats.idle_share}
 
     return train, stats
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXIS = "trials"
@@ -20,34 +20,22 @@ def trial_devices() -> list[jax.Device]:
     return devices[:1] if devices[0].platform == "cpu" else devices
 
 
-def trial_mesh(devices: Sequence[jax.Device]) -> Mesh:
-    """Returns the devices as one mesh axis, `trials`."""
-    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+def trial_sharding(devices: Sequence[jax.Device]) -> NamedSharding:
+    """Returns how arrays [len(devices) * K, ...] are spread: K rows on each device."""
+    mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    return NamedSharding(mesh, P(AXIS))
 
 
-def map_trials(function: Callable[..., Any], devices: Sequence[jax.Device]) -> Callable[..., Any]:
+def map_trials(function: Callable[..., Any], sharding: NamedSharding) -> Callable[..., Any]:
     """Maps a function of equal shares of its arguments' leading axes over devices.
 
-    The same as `jax.pmap` but for the leading axis, which isn't split in two; each device runs the
-    same program as a single one would, so that results don't depend on their number.
+    The same as `jax.pmap` but for the leading axis, which isn't split in two. Results are those of
+    a single device but for rounding: for several, XLA compiles another program.
 
     Args:
       function: of pytrees of arrays [K, ...], which returns such.
-      devices: that each get K rows of arguments [len(devices) * K, ...].
+      sharding: from `trial_sharding`; each device gets K rows of the arguments.
     """
-    spec = P(AXIS)
+    mesh, spec = sharding.mesh, sharding.spec
     # Loops that start from constants are refused by the check of what varies over devices.
-    return jax.shard_map(
-        function, mesh=trial_mesh(devices), in_specs=spec, out_specs=spec, check_vma=False
-    )
-
-
-def put_trials(arrays: Any, devices: Sequence[jax.Device]) -> Any:
-    """Returns arrays [len(devices) * K, ...] with each device's rows on it."""
-    return jax.device_put(arrays, NamedSharding(trial_mesh(devices), P(AXIS)))
-
-
-def spread_trials(shapes: Any, devices: Sequence[jax.Device]) -> Any:
-    """Returns `jax.ShapeDtypeStruct`s as those of arrays from `put_trials`."""
-    sharding = NamedSharding(trial_mesh(devices), P(AXIS))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)

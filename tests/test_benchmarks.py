@@ -210,7 +210,7 @@ def test_children_are_drawn_alike_and_take_turns(monkeypatch):
 
 def reply(seconds, rewards):
     results = [Result(reward, 2.0, 1.0) for reward in rewards]
-    stats = {"programs": 2, "compile_seconds": 3.0, "run_seconds": 1.0, "idle_seconds": 3.0}
+    stats = {"programs": 2, "compile_seconds": 3.0, "run_seconds": 1.0, "idle_share": 0.75}
     return Reply(seconds, 2 * seconds, results, stats, 500.0, 100.0)
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from toy import make_family, make_task, make_trainer
 
-from mnms_jax.devices import map_trials, put_trials, trial_devices
+from mnms_jax.devices import map_trials, trial_devices, trial_sharding
 from mnms_jax.training.fit import Request
 from mnms_jax.training.program import make_program
 
@@ -50,8 +50,9 @@ def test_mapped_trials_equal_pmap_bit_by_bit_and_a_single_device_up_to_rounding(
         return jax.tree.map(lambda x: x[None], outputs)
 
     devices = jax.local_devices()
-    ours = jax.jit(map_trials(one, devices))(*put_trials(stacked, devices))
-    first = jax.jit(map_trials(one, devices[:1]))
+    several = trial_sharding(devices)
+    ours = jax.jit(map_trials(one, several))(*jax.device_put(stacked, several))
+    first = jax.jit(map_trials(one, trial_sharding(devices[:1])))
     single = [
         jax.tree.map(lambda x: x[0], first(*jax.tree.map(lambda x: np.stack([x]), own)))
         for own in inputs

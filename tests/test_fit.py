@@ -4,7 +4,7 @@ import time
 import pytest
 from toy import make_family, make_task, make_trainer
 
-from mnms_jax.training.fit import Request, _IdleClock
+from mnms_jax.training.fit import Request, TrainerStats, _IdleClock
 from mnms_jax.training.plan import Chunk, default_lanes, plan_chunks
 
 TASK = make_task("one", 100, seed=1)
@@ -52,13 +52,13 @@ def test_the_idle_clock_counts_workers_without_work_while_a_program_is_compiled(
     clock = _IdleClock(num_workers=2)
     time.sleep(0.05)
     assert clock.seconds == 0  # nothing to compile: no work left is nobody's fault
-    with clock.compiling():
+    with clock.busy(compiling=1):
         time.sleep(0.1)
-        with clock.training():
+        with clock.busy(training=1):
             time.sleep(0.1)
     assert 0.3 <= clock.seconds < 0.6
     before = clock.seconds
-    with clock.training():
+    with clock.busy(training=1):
         time.sleep(0.05)
     assert clock.seconds == before
 
@@ -83,6 +83,26 @@ def test_closing_leaves_out_what_has_not_begun(family):
     seen = len(trained)
     time.sleep(0.3)
     assert len(trained) == seen
+
+
+def test_the_idle_share_is_of_training_and_waiting():
+    assert TrainerStats(2, 9.0, 1.0, 3.0).idle_share == 0.75
+    assert TrainerStats(0, 0.0, 0.0, 0.0).idle_share == 0
+
+
+def test_closing_forgets_programs_whose_compilation_has_not_begun(family):
+    trainer = make_trainer((TASK,), family, num_workers=1)
+    sizes = [
+        design(family),
+        design(family, **HIDDEN),
+        design(family, **HIDDEN | {"hidden_layers": 2}),
+    ]
+    wanted = [Request(0, "one", 0, d) for d in sizes]
+    results = trainer.train(wanted)
+    next(results)
+    results.close()
+    assert len(trainer._programs) < 3  # the last one was still queued
+    assert len(dict(trainer.train(wanted))) == 3  # and is compiled when it is wanted again
 
 
 def test_chunks_are_of_one_architecture_and_what_is_compiled_comes_first(family):

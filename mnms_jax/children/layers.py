@@ -102,7 +102,7 @@ def keep_mask(seed: Array, layer: int, rate: Array, shape: tuple[int, ...]) -> A
 
 
 # Gradients by hand where autodiff would store a handful of intermediate arrays: what is stored is
-# written, read and compiled as a kernel of its own. They cost half of a step's kernels.
+# written, read and compiled as a kernel of its own.
 
 
 @jax.custom_vjp

@@ -85,20 +85,20 @@ class TextInputs:
 
     def encoder(self, task_id: int, preprocessing: TextPreprocessing) -> TextEncoder:
         """Returns the encoder of a task's texts."""
-        return self._keep(
-            ("encoder", task_id, preprocessing),
-            lambda: self._fit_encoder(task_id, preprocessing)._replace(num_ngrams=self._num_ngrams),
-        )
+        encoder = self._fit_encoder(task_id, preprocessing)
+        return encoder._replace(num_ngrams=self._keep("num_ngrams", self._common_ngrams))
 
-    @functools.cached_property
-    def _num_ngrams(self) -> int:
+    def _common_ngrams(self) -> int:
         most = TextPreprocessing(lowercase=False, strip=False)
         encoders = [self._fit_encoder(task_id, most) for task_id in range(len(self.tasks))]
         return common_ngrams(encoders, [task.splits["train"] for task in self.tasks])
 
     def _fit_encoder(self, task_id: int, preprocessing: TextPreprocessing) -> TextEncoder:
         texts = self.tasks[task_id].splits["train"].texts
-        return fit_encoder(texts, preprocessing, self.sizes, self._length)
+        return self._keep(
+            ("encoder", task_id, preprocessing),
+            lambda: fit_encoder(texts, preprocessing, self.sizes, self._length),
+        )
 
     def table(
         self, task_id: int, preprocessing: TextPreprocessing, architecture: TextArchitecture

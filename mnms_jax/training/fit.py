@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnms_jax.devices import map_trials, put_trials, spread_trials, trial_devices
+from mnms_jax.devices import map_trials, trial_devices, trial_sharding
 from mnms_jax.training.optimizer import coefficients
 from mnms_jax.training.plan import Chunk, default_lanes, plan_chunks
 from mnms_jax.training.program import BATCH_SIZE, Outcome, Recipe, make_program
@@ -69,7 +69,8 @@ class Trainer:
     """Trains children of one family on several tasks.
 
     A trial's result depends on the seed, the task's name, the trial's number and the design, and
-    on nothing else: neither on its neighbours in a round nor on the number of workers or devices.
+    on nothing else: neither on its neighbours in a round nor on the number of workers. Several
+    devices round otherwise than one.
 
     Programs are compiled by threads of their own while the workers train what is compiled already.
 
@@ -102,13 +103,14 @@ class Trainer:
         self._data = data
         self._num_classes = num_classes
         self._seed = seed
-        self._devices = list(trial_devices() if devices is None else devices)
-        self._platform = self._devices[0].platform
+        devices = list(trial_devices() if devices is None else devices)
+        self._sharding = trial_sharding(devices)
+        self._platform = devices[0].platform
         self._lanes = default_lanes(self._platform) if lanes is None else lanes
-        self._chunk_size = self._lanes * len(self._devices)
-        self.num_workers = num_workers or (_num_cores() if self._platform == "cpu" else 2)
-        self._workers = concurrent.futures.ThreadPoolExecutor(self.num_workers, "mnms-train")
-        self._compilers = concurrent.futures.ThreadPoolExecutor(self.num_workers, "mnms-compile")
+        self._chunk_size = self._lanes * len(devices)
+        num_workers = num_workers or (_num_cores() if self._platform == "cpu" else 2)
+        self._workers = concurrent.futures.ThreadPoolExecutor(num_workers, "mnms-train")
+        self._compilers = concurrent.futures.ThreadPoolExecutor(num_workers, "mnms-compile")
         self._programs: collections.OrderedDict[Hashable, concurrent.futures.Future[Callable]] = (
             collections.OrderedDict()
         )
@@ -117,7 +119,7 @@ class Trainer:
         self._num_programs = 0
         self._compile_seconds = 0.0
         self._run_seconds = 0.0
-        self._clock = _IdleClock(self.num_workers)
+        self._clock = _IdleClock(num_workers)
 
     @property
     def stats(self) -> TrainerStats:
@@ -160,11 +162,14 @@ class Trainer:
                 yield found
         finally:
             closed.set()
+            self._forget_queued()
 
     def fit(self, request: Request) -> tuple[Outcome, Params]:
         """Trains one child again, exactly as before, and returns its variables too."""
         spec = self._family.make_spec(request.design)
-        return self._run(self._program(request, spec).result(), [(request, spec)])[0]
+        outputs = self._run(self._program(request, spec).result(), [(request, spec)])
+        # To the host, whatever device the child was on.
+        return jax.tree.map(lambda x: x[0], jax.device_get(outputs))
 
     def _train(
         self, program: concurrent.futures.Future, members: Sequence[tuple[Request, ChildSpec]]
@@ -172,22 +177,22 @@ class Trainer:
         """Trains the children of a chunk and returns their results."""
         label = str(members[0][1].architecture)
         start = time.perf_counter()
-        with self._clock.training():
+        outcomes = None
+        with self._clock.busy(training=1):
             try:
-                outcomes = self._run(program.result(), members)
-                found = [(float(o.accuracy), int(o.num_steps)) for o, _ in outcomes]
+                outcomes = jax.device_get(self._run(program.result(), members)[0])
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                found = []
         seconds = time.perf_counter() - start
         with self._lock:
             self._run_seconds += seconds
         seconds /= len(members)
-        if not found:
+        if outcomes is None:
             return [TrialResult(None, "out of memory", seconds, 0, label)] * len(members)
         results = []
-        for (accuracy, steps), (_, spec) in zip(found, members, strict=True):
+        for i, (_, spec) in enumerate(members):
+            accuracy, steps = float(outcomes.accuracy[i]), int(outcomes.num_steps[i])
             samples = steps * BATCH_SIZE
             if np.isfinite(accuracy):
                 results.append(TrialResult(accuracy, None, seconds, samples, label))
@@ -198,13 +203,12 @@ class Trainer:
 
     def _run(
         self, program: Callable, members: Sequence[tuple[Request, ChildSpec]]
-    ) -> list[tuple[Outcome, Params]]:
+    ) -> tuple[Outcome, Params]:
+        """Returns outcomes and variables of a chunk, stacked; more than members in a short one."""
         inputs = [self._inputs(request, spec) for request, spec in members]
-        inputs += inputs[-1:] * (self._chunk_size - len(inputs))  # their results are dropped
+        inputs += inputs[-1:] * (self._chunk_size - len(inputs))
         stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *inputs)
-        # Results go to the host, whatever device a child was on.
-        outputs = jax.device_get(program(*put_trials(stacked, self._devices)))
-        return [jax.tree.map(lambda x, i=i: x[i], outputs) for i in range(len(members))]
+        return program(*jax.device_put(stacked, self._sharding))
 
     def _inputs(self, request: Request, spec: ChildSpec) -> tuple[Array, Recipe, ChildData]:
         optimizers = {name: coefficients(s) for name, s in spec.optimizers.items()}
@@ -232,16 +236,26 @@ class Trainer:
             self._programs.move_to_end(architecture)
             return self._programs[architecture]
 
+    def _forget_queued(self) -> None:
+        """Leaves out programs not begun; compiling what nobody waits for would delay an exit."""
+        with self._lock:
+            for architecture, program in list(self._programs.items()):
+                if program.cancel():
+                    del self._programs[architecture]
+
     def _compile(self, request: Request, spec: ChildSpec) -> Callable:
         start = time.perf_counter()
-        with self._clock.compiling():
+        with self._clock.busy(compiling=1):
             inputs = self._inputs(request, spec)
             model = self._family.make_model(spec.architecture, self._num_classes)
             stacked = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct((self._chunk_size, *np.shape(x)), x.dtype), inputs
+                lambda x: jax.ShapeDtypeStruct(
+                    (self._chunk_size, *np.shape(x)), x.dtype, sharding=self._sharding
+                ),
+                inputs,
             )
-            program = map_trials(_with_lanes(model, self._lanes), self._devices)
-            lowered = jax.jit(program).lower(*spread_trials(stacked, self._devices))
+            program = map_trials(_with_lanes(model, self._lanes), self._sharding)
+            lowered = jax.jit(program).lower(*stacked)
             compiled = lowered.compile(_COMPILER_OPTIONS.get(self._platform))
         with self._lock:
             self._num_programs += 1
@@ -287,22 +301,13 @@ class _IdleClock:
         return self._seconds
 
     @contextlib.contextmanager
-    def training(self) -> Generator[None]:
-        """A worker is busy."""
-        self._change(1, 0)
+    def busy(self, *, training: int = 0, compiling: int = 0) -> Generator[None]:
+        """Counts so many more workers that train, or programs that children wait for."""
+        self._change(training, compiling)
         try:
             yield
         finally:
-            self._change(-1, 0)
-
-    @contextlib.contextmanager
-    def compiling(self) -> Generator[None]:
-        """Children wait for a program."""
-        self._change(0, 1)
-        try:
-            yield
-        finally:
-            self._change(0, -1)
+            self._change(-training, -compiling)
 
     def _change(self, training: int, compiling: int) -> None:
         with self._lock:

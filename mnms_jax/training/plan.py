@@ -5,9 +5,8 @@ from typing import NamedTuple
 
 from mnms_jax.types import ChildSpec
 
-# Children that a device trains at once, by backend. On CPUs one at a time: padded to each other,
-# or with a trained table, several at once were slower (benchmarks/RESULTS.md). Elsewhere small
-# children wait for kernels to be launched, which several at once share; not measured.
+# Children that a device trains at once, by backend. On CPUs each has a core of its own. Elsewhere
+# small children wait for kernels to be launched, which several at once share; not measured.
 _LANES = {"cpu": 1}
 _OTHER_LANES = 8
 

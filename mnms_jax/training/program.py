@@ -63,8 +63,9 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
         variables = model.init(seed, first_batch, data.constants, hyper)
         num_steps = recipe.num_steps + -(-data.num_evaluation // BATCH_SIZE)
 
-        def loss_fn(params: Params, loop: _Loop, rows: Array) -> tuple[Array, tuple]:
-            training = loop.step < recipe.num_steps
+        def loss_fn(
+            params: Params, loop: _Loop, rows: Array, training: Array
+        ) -> tuple[Array, tuple]:
             batch = _take(data.inputs, rows)
             step_seed = mix(seed ^ mix(loop.step.astype(jnp.uint32) + 1))
             variables = {"params": params, "batch_stats": loop.batch_stats}
@@ -89,11 +90,12 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
                 data.first_evaluation + jnp.clip(evaluated, 0, data.num_evaluation - 1),
             )
             (loss, (correct, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-                loop.params, loop, rows
+                loop.params, loop, rows, training
             )
             counted = correct & active & ~training & (evaluated < data.num_evaluation)
-            # A diverged child shows in the first loss after its weights did.
-            loss = jnp.where(active, jnp.where(training, loss, loop.loss + 0 * loss), loop.loss)
+            # The last step's divergence shows in the first loss of the evaluation.
+            changes = active & (training | ~jnp.isfinite(loss))
+            loss = jnp.where(changes, loss, loop.loss)
             params, slots = apply_gradients(
                 loop.params, grads, loop.slots, groups, loop.step, recipe.num_steps, training
             )
