@@ -101,8 +101,9 @@ class ChildFamily(NamedTuple):
 class ChildData(NamedTuple):
     """One task's data as the program of one architecture takes it.
 
-    Rows to train on come first and those to evaluate on after them, both padded. Training rows are
-    in random order: batches take them in strides.
+    Rows to train on come first and those to evaluate on after them, both padded. Each place in a
+    batch takes rows from a stratum of its own (training/program.py): rows may be sorted, and those
+    of a stratum are in random order.
     """
 
     inputs: Any  # pytree of arrays [N, ...]

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mnms_jax.children.ragged import Ragged
 from mnms_jax.children.text import (
     PRESETS,
     TextBatch,
@@ -29,6 +30,10 @@ def random_designs(space, number, seed=0):
     return [space.decode(row) for row in np.asarray(actions)]
 
 
+def ragged(tokens):
+    return Ragged(tokens, tokens.shape[1:])
+
+
 def make_inputs(architecture, num_rows=6, length=5):
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, architecture.rows, (num_rows, length)).astype(np.int32)
@@ -40,7 +45,7 @@ def make_inputs(architecture, num_rows=6, length=5):
     weights = rng.uniform(size=ngrams.shape).astype(np.float32)
     batch = TextBatch(
         pooled if architecture.pooled else None,
-        None if architecture.pooled else tokens,
+        None if architecture.pooled else ragged(tokens),
         ngrams,
         weights,
     )
@@ -171,7 +176,7 @@ def test_pooled_data_and_pooling_in_the_model_agree():
     """A frozen child reads means made beforehand; the fine-tuned one starts with the same means."""
     tuned, frozen = make_child(fine_tune=True), make_child()
     _, _, batch, table, _ = tuned
-    pooled = table[batch.tokens[:, :3]].mean(1)
+    pooled = table[batch.tokens.values[:, :3]].mean(1)
     np.testing.assert_allclose(
         evaluate(tuned), evaluate(frozen, pooled=pooled), rtol=1e-4, atol=1e-5
     )
@@ -229,7 +234,7 @@ def test_convolutions_equal_loops_over_windows(max_ngram):
     assert 0.1 < (maxima > 0).mean() < 1
     mean = embedded.sum(1) / np.maximum(lengths, 1)[:, None]
     expected = np.concatenate([mean, maxima], 1) @ np.asarray(deep["kernel"]).T
-    logits = evaluate(child, tokens=tokens, weights=jnp.zeros_like(batch.weights))
+    logits = evaluate(child, tokens=ragged(tokens), weights=jnp.zeros_like(batch.weights))
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -260,12 +265,12 @@ def test_what_lies_beyond_a_narrow_kernel_changes_nothing_and_has_no_gradient():
 
 def test_convolution_sees_order_and_no_padding():
     child = make_child(embedding="random32", **CONVOLUTION)
-    tokens = child[2].tokens
+    tokens = child[2].tokens.values
     swapped = tokens[:, jnp.array([1, 0, 2, 3, 4])]
-    assert not np.allclose(evaluate(child), evaluate(child, tokens=swapped), atol=1e-4)
+    assert not np.allclose(evaluate(child), evaluate(child, tokens=ragged(swapped)), atol=1e-4)
     longer = jnp.pad(tokens, ((0, 0), (0, 4)))
-    np.testing.assert_allclose(evaluate(child), evaluate(child, tokens=longer), atol=1e-5)
-    assert np.isfinite(evaluate(child, tokens=jnp.zeros_like(tokens))).all()  # empty texts
+    np.testing.assert_allclose(evaluate(child), evaluate(child, tokens=ragged(longer)), atol=1e-5)
+    assert np.isfinite(evaluate(child, tokens=ragged(0 * tokens))).all()  # empty texts
 
 
 def test_batch_norm_of_convolutions_leaves_out_padding():
@@ -273,10 +278,11 @@ def test_batch_norm_of_convolutions_leaves_out_padding():
     spec, model, batch, _, variables = make_child(embedding="random32", **changes)
 
     def train(tokens):
-        inputs = batch._replace(tokens=tokens)
+        inputs = batch._replace(tokens=ragged(tokens))
         return model.apply(variables, inputs, None, spec.hyperparameters, jnp.uint32(1), True)
 
-    short, long = train(batch.tokens), train(jnp.pad(batch.tokens, ((0, 0), (0, 24))))
+    tokens = batch.tokens.values
+    short, long = train(tokens), train(jnp.pad(tokens, ((0, 0), (0, 24))))
     for a, b in zip(jax.tree.leaves(short), jax.tree.leaves(long), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
@@ -299,7 +305,7 @@ def test_embedding_dropout_drops_whole_components():
         return model.apply(changed, batch, None, hyper, jnp.uint32(seed), training)[0][:, 0]
 
     table = variables["params"]["deep"]["table"]
-    per_text = jax.jacrev(lambda t: responses(t, True))(table)[:, batch.tokens[0, :3]]
+    per_text = jax.jacrev(lambda t: responses(t, True))(table)[:, batch.tokens.values[0, :3]]
     dropped = (per_text == 0).all(1)  # [6, 32]
     assert 0.3 < dropped.mean() < 0.7
     assert ((per_text == 0).any(1) == dropped).mean() > 0.9

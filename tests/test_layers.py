@@ -20,6 +20,7 @@ from mnms_jax.children.layers import (
     to_uniform,
     uniform_param,
 )
+from mnms_jax.children.ragged import Layout
 
 REFERENCE = {
     "relu": jax.nn.relu,
@@ -80,28 +81,33 @@ def test_embedding_equals_indexing_but_for_padding(shape):
     assert not jax.grad(lambda table: embed(table, tokens).sum())(table)[0].any()
 
 
-@pytest.mark.parametrize("num_texts", [8, 5])  # the sum is in eight parts, or in one
-def test_maximum_over_windows(num_texts):
-    inside = jnp.arange(7)[None] < jnp.array([7, 1, 3, 6, 2, 7, 5, 4][:num_texts])[:, None]
+@pytest.mark.parametrize("layout", [Layout(4, (3, 7)), Layout(5, (7,)), Layout(1, (2, 5))])
+def test_maximum_over_windows(layout):
+    """With 40, 35 and 7 positions the kernel's gradient is summed in eight parts, or in one."""
+    lengths = np.repeat(layout.lengths, layout.group_size)
+    ends = np.cumsum(lengths)
+    words = 1 + np.arange(len(lengths)) % 3
+    inside = jnp.concatenate([jnp.arange(n) < k for n, k in zip(lengths, words, strict=True)])
 
     def reference(windows, kernel):
-        responses = jnp.where(inside[..., None], jnp.einsum("blk,kf->blf", windows, kernel), -99)
-        return responses.max(1)
+        responses = jnp.where(inside[:, None], windows @ kernel, -99)
+        rows = zip(ends - lengths, ends, strict=True)
+        return jnp.stack([responses[start:end].max(0) for start, end in rows])
 
-    inputs = (random(0, num_texts, 7, 6), random(1, 6, 4))
-    check_gradients(lambda w, k: max_over_windows(w, k, inside), reference, inputs)
+    inputs = (random(0, ends[-1], 6), random(1, 6, 4))
+    check_gradients(lambda w, k: max_over_windows(w, k, inside, layout), reference, inputs)
 
 
 def test_equal_windows_share_the_gradient_and_others_get_none():
     """Windows 0 and 2 are the same; outside are the same once more and the largest one."""
-    windows = jnp.array([[[1.0, 2.0], [0.0, 1.0], [1.0, 2.0], [1.0, 2.0], [9.0, 9.0]]])
+    windows = jnp.array([[1.0, 2.0], [0.0, 1.0], [1.0, 2.0], [1.0, 2.0], [9.0, 9.0]])
     kernel = jnp.array([[1.0, -1.0], [1.0, 0.0]])
-    inside = jnp.array([[True, True, True, False, False]])
-    value, grads = jax.vjp(lambda w, k: max_over_windows(w, k, inside), windows, kernel)
+    inside, layout = jnp.array([True, True, True, False, False]), Layout(1, (5,))
+    value, grads = jax.vjp(lambda w, k: max_over_windows(w, k, inside, layout), windows, kernel)
     np.testing.assert_array_equal(value, [[3.0, 0.0]])
     window_grad, kernel_grad = grads(jnp.array([[6.0, 10.0]]))
     # The second filter's maximum is at window 1.
-    expected = [[[3.0, 3.0], [-10.0, 0.0], [3.0, 3.0], [0.0, 0.0], [0.0, 0.0]]]
+    expected = [[3.0, 3.0], [-10.0, 0.0], [3.0, 3.0], [0.0, 0.0], [0.0, 0.0]]
     np.testing.assert_allclose(window_grad, expected)
     np.testing.assert_allclose(kernel_grad, [[6.0, 0.0], [12.0, 10.0]])
 

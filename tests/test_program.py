@@ -6,12 +6,14 @@ import pytest
 from toy import make_task
 
 from mnms_jax.children.layers import mix
+from mnms_jax.children.ragged import group_lengths
 from mnms_jax.children.text import PRESETS, make_text_family, make_text_model
 from mnms_jax.tasks.inputs import TextInputs
 from mnms_jax.training.optimizer import coefficients
 from mnms_jax.training.program import (
     BATCH_SIZE,
     Recipe,
+    _evaluation_rows,
     _training_rows,
     cross_entropy,
     make_program,
@@ -79,6 +81,32 @@ def test_every_row_is_seen_in_every_epoch(num_train):
         batches = {frozenset(row) for rows in epochs for row in rows}
         assert len(batches) == sum(map(len, epochs))  # no batch twice
         assert (rows_of_epoch(num_train, 0, seed=8) != epochs[0]).any()
+
+
+@pytest.mark.parametrize("num_rows", [1, 37, 128, 129, 200, 1000])
+def test_every_row_is_evaluated_on_once(num_rows):
+    seen = []
+    for position in range(-(-num_rows // BATCH_SIZE)):
+        rows, counts = _evaluation_rows(jnp.int32(position), jnp.int32(num_rows))
+        assert rows.min() >= 0 and rows.max() < num_rows
+        seen += np.asarray(rows)[np.asarray(counts)].tolist()
+    assert sorted(seen) == list(range(num_rows))
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 37, 129, 1000])
+def test_places_of_a_group_take_rows_of_that_group(num_rows):
+    """Rows are sorted by length; bounds are those of 4 groups, as a batch's places are."""
+    lengths = np.sort(np.random.default_rng(0).integers(1, 50, num_rows))
+    bounds = np.repeat(group_lengths([lengths], 4, 50), BATCH_SIZE // 4)
+    training = rows_of_epoch(jnp.int32(num_rows), 0)
+    evaluated = [
+        _evaluation_rows(jnp.int32(i), jnp.int32(num_rows))[0] for i in range(len(training))
+    ]
+    for rows in (*training, *evaluated):
+        assert (lengths[rows] <= bounds).all()
+    if num_rows == 1000:  # and no bound is larger than it need be
+        longest = np.max(lengths[np.stack(evaluated)], 0).reshape(4, -1).max(1)
+        np.testing.assert_array_equal(longest, bounds[:: BATCH_SIZE // 4])
 
 
 def test_large_tasks_do_not_overflow():

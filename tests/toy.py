@@ -21,7 +21,7 @@ SPACE = SearchSpace(
 
 
 def make_task(name: str, num_rows: int = 60, num_classes: int = 2, seed: int = 0) -> Task:
-    """Returns texts in which one of three words a class gives the label away."""
+    """Returns texts, of three lengths, in which one of three words a class gives the label away."""
     rng = np.random.default_rng(seed)
     cues = [[f"{name}cue{c}{i}" for i in range(3)] for c in range(num_classes)]
     splits = {}
@@ -32,7 +32,8 @@ def make_task(name: str, num_rows: int = 60, num_classes: int = 2, seed: int = 0
     ):
         labels = rng.integers(num_classes, size=rows).astype(np.int32)
         texts = tuple(
-            f"The {rng.choice(['film', 'book', 'play'])} was {rng.choice(cues[label])}, {i}!"
+            f"The {rng.choice(['film', 'book', 'play'])} was {'so ' * (i % 3)}"
+            f"{rng.choice(cues[label])}, {i}!"
             for i, label in enumerate(labels)
         )
         splits[split] = Split(texts, labels)

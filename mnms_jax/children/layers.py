@@ -1,5 +1,6 @@
 """Layers whose kind is a traced input, so that one compiled program serves many children."""
 
+import functools
 import math
 import zlib
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mnms_jax.children.ragged import Layout
 from mnms_jax.types import Array, PRNGKey
 
 # Every activation is  a min(max(x, 0), cap) + b min(x, 0) + (c + d x) sigmoid(e x) + f.
@@ -158,30 +160,34 @@ def _embed_backward(residuals: tuple, grad: Array) -> tuple:
 embed.defvjp(_embed_forward, _embed_backward)
 
 
-@jax.custom_vjp
-def max_over_windows(windows: Array, kernel: Array, inside: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def max_over_windows(windows: Array, kernel: Array, inside: Array, layout: Layout) -> Array:
     """Returns each filter's largest response, [B, F].
 
     Args:
-      windows: [B, L, K], all that each position's filters see.
+      windows: [P, K], all that the filters see at each position.
       kernel: [K, F].
-      inside: bool [B, L], windows that count; one of each text at least.
+      inside: bool [P], windows that count; one of each row at least.
+      layout: which of the P positions are whose of the B rows.
     """
-    return _max_over_windows(windows, kernel, inside)[0]
+    return _max_over_windows(windows, kernel, inside, layout)[0]
 
 
-def _max_over_windows(windows: Array, kernel: Array, inside: Array) -> tuple[Array, tuple]:
+def _max_over_windows(
+    windows: Array, kernel: Array, inside: Array, layout: Layout
+) -> tuple[Array, tuple]:
     windows = jax.lax.optimization_barrier(windows)  # or XLA puts them together twice
     responses = windows @ kernel
-    highest = jnp.max(jnp.where(inside[..., None], responses, -jnp.inf), 1)
+    highest = layout.reduce(jnp.max, jnp.where(inside[:, None], responses, -jnp.inf))
     return highest, (windows, kernel, inside, responses, highest)
 
 
-def _max_over_windows_backward(residuals: tuple, grad: Array) -> tuple:
+def _max_over_windows_backward(layout: Layout, residuals: tuple, grad: Array) -> tuple:
     windows, kernel, inside, responses, highest = residuals
-    chosen = (responses == highest[:, None]) & inside[..., None]
-    share = grad / jnp.sum(chosen.astype(grad.dtype), 1)  # equal responses share the gradient
-    response_grad = jnp.where(chosen, share[:, None], 0.0)
+    chosen = (responses == layout.repeat(highest)) & inside[:, None]
+    # Equal responses share the gradient.
+    share = grad / layout.reduce(jnp.sum, chosen.astype(grad.dtype))
+    response_grad = jnp.where(chosen, layout.repeat(share), 0.0)
     # Summed in parts: XLA's product over one long axis, its operands transposed, is slower on CPUs.
     parts = 8 if windows.shape[0] % 8 == 0 else 1
     kernel_grad = jnp.einsum(

@@ -27,6 +27,7 @@ from mnms_jax.children.layers import (
     max_over_windows,
     uniform_param,
 )
+from mnms_jax.children.ragged import Layout, Ragged
 from mnms_jax.space import Decision, SearchSpace
 from mnms_jax.types import (
     AnyArray,
@@ -101,7 +102,7 @@ class TextBatch(NamedTuple):
     """Inputs of a text child; its architecture uses either of the first two, the other is None."""
 
     pooled: AnyArray | None  # [B, E], mean embedding of the words
-    tokens: AnyArray | None  # int32 [B, L], 0 is padding
+    tokens: Ragged | None  # int32 [B, L], 0 is padding
     ngrams: AnyArray  # int32 [B, W], hashed n-grams
     weights: AnyArray  # [B, W], their TF-IDF
 
@@ -275,7 +276,7 @@ class _DeepTower(nn.Module):
 
     def _features(
         self,
-        tokens: Array,
+        tokens: Ragged,
         table: Array,
         hyper: TextHyperparameters,
         seed: Array,
@@ -283,18 +284,20 @@ class _DeepTower(nn.Module):
     ) -> Array:
         """Returns the mean embedding, and the convolutions' maxima over the text."""
         arch = self.architecture
-        beyond = max(arch.conv_widths, default=1) - 1  # so that windows begin at every word
-        embedded = embed(table, jnp.pad(tokens, ((0, 0), (0, beyond))))
-        num_words = jnp.sum(tokens > 0, 1, keepdims=True)
-        mean = jnp.sum(embedded, 1) / jnp.maximum(num_words, 1)
+        num_words = jnp.maximum(jnp.sum(tokens.values > 0, 1, keepdims=True), 1)
         if not arch.conv_widths:
-            return mean
+            return jnp.sum(embed(table, tokens.values), 1) / num_words
+        flat, layout = tokens.flatten(max(arch.conv_widths) - 1)
+        embedded = embed(table, flat)
+        mean = layout.reduce(jnp.sum, embedded) / num_words
         # Whole embedding components are dropped, as neighbouring words are correlated (Tompson et
         # al. 2015, "Efficient Object Localization Using Convolutional Networks").
-        shape = (tokens.shape[0], 1, arch.size)
-        embedded *= keep_mask(seed, 100, hyper.conv_embedding_dropout * training, shape)
+        rate = hyper.conv_embedding_dropout * training
+        embedded *= layout.repeat(keep_mask(seed, 100, rate, mean.shape))
+        # Windows that begin in the text; the first always, so that the maximum is finite.
+        inside = (flat > 0) | layout.first
         convolutions = _Convolutions(arch.conv_widths, arch.conv_filters, name="conv")
-        maxima = convolutions(embedded, num_words, seed)
+        maxima = convolutions(embedded, inside, layout, seed)
         # The maximum comes first: normalisation and activation then take one number a filter
         # instead of one a word. Without batch norm, and but for swish, the model is the same.
         size = maxima.shape[-1]
@@ -314,23 +317,23 @@ class _Convolutions(nn.Module):
     filters: int
 
     @nn.compact
-    def __call__(self, embedded: Array, num_words: Array, seed: Array) -> Array:
+    def __call__(self, embedded: Array, inside: Array, layout: Layout, seed: Array) -> Array:
         """Returns [B, widths * filters].
 
         Args:
-          embedded: [B, L + largest width - 1, E], zero beyond a text's words.
-          num_words: int32 [B, 1]; the first window counts even in an empty text.
+          embedded: [P, E]; largest width - 1 zeros at least stand at the end of each text.
+          inside: bool [P], where windows begin that count; one of each text at least.
+          layout: which positions are whose.
           seed: of the initial weights.
         """
         widest, columns = max(self.widths), np.repeat(self.widths, self.filters)
-        length, size = embedded.shape[1] - widest + 1, embedded.shape[2]
+        size = embedded.shape[1]
         used = np.repeat(np.arange(widest), size)[:, None] < columns[None]
         bound = np.sqrt(3 / (columns * size))
         kernel = used * uniform_param(self, "kernel", seed, used.shape, bound)
-        windows = [embedded[:, offset : offset + length] for offset in range(widest)]
-        # Windows that begin in the text; the first always, so that the maximum is finite.
-        inside = jnp.arange(length)[None] < jnp.maximum(num_words, 1)
-        return max_over_windows(jnp.concatenate(windows, -1), kernel, inside)
+        beyond = jnp.pad(embedded, ((0, widest - 1), (0, 0)))
+        windows = [beyond[offset : offset + len(embedded)] for offset in range(widest)]
+        return max_over_windows(jnp.concatenate(windows, -1), kernel, inside, layout)
 
 
 def _hyperparameters(design: Mapping[str, Choice]) -> TextHyperparameters:

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -10,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mnms_jax.children.ragged import group_lengths
 from mnms_jax.children.text import TextArchitecture, TextPreprocessing, TextSizes
 from mnms_jax.tasks.embeddings import WordVectors, vectors_for
 from mnms_jax.tasks.text import (
+    PADDING,
     TextEncoder,
     TextRows,
     common_length,
@@ -21,9 +24,13 @@ from mnms_jax.tasks.text import (
     fit_encoder,
     make_batch,
 )
-from mnms_jax.types import ChildData, ChildSpec, Task
+from mnms_jax.types import Array, ChildData, ChildSpec, Task
 
 _T = TypeVar("_T")
+
+# Groups of texts in a batch, each with a length of its own: more groups mean less padding, but more
+# kernels to compile.
+_NUM_GROUPS = 4
 
 
 class TextInputs:
@@ -119,13 +126,14 @@ class TextInputs:
     def _child_data(
         self, task_id: int, architecture: TextArchitecture, preprocessing: TextPreprocessing
     ) -> ChildData:
+        hashed = architecture.hashed
+        rows, labels = self._sorted_rows(task_id, preprocessing, hashed)
         table = self.table(task_id, preprocessing, architecture)
+        lengths = self._keep(("lengths", hashed), lambda: self._group_lengths(hashed))
         splits = self.tasks[task_id].splits
-        inputs = make_batch(self._rows(task_id, preprocessing), architecture, table)
-        labels = [_pad_rows(splits[split].labels, n) for split, n in self._num_rows.items()]
         data = ChildData(
-            inputs=inputs,
-            labels=np.concatenate(labels),
+            inputs=make_batch(rows, architecture, table, lengths),
+            labels=labels,
             num_train=np.int32(len(splits["train"].labels)),
             first_evaluation=np.int32(self._num_rows["train"]),
             num_evaluation=np.int32(len(splits["validation"].labels)),
@@ -134,18 +142,42 @@ class TextInputs:
         )
         return jax.tree.map(jnp.asarray, data)
 
-    def _rows(self, task_id: int, preprocessing: TextPreprocessing) -> TextRows:
-        """Returns padded rows on the device, which the batches of all architectures share."""
+    def _group_lengths(self, hashed: bool) -> tuple[int, ...]:
+        """Returns bounds on the lengths of the groups of any batch, of all tasks."""
+        rows = [
+            split
+            for task_id in range(len(self.tasks))
+            for flags in itertools.product((False, True), repeat=2)
+            for split in self._rows(task_id, TextPreprocessing(*flags)).values()
+        ]
+        longest = rows[0].ngrams if hashed else rows[0].tokens
+        return group_lengths([_lengths(r, hashed) for r in rows], _NUM_GROUPS, longest.shape[1])
 
-        def build() -> TextRows:
+    def _sorted_rows(
+        self, task_id: int, preprocessing: TextPreprocessing, hashed: bool
+    ) -> tuple[TextRows, Array]:
+        """Returns rows by length, padded, and labels, on the device; architectures share them."""
+
+        def build() -> tuple[TextRows, Array]:
+            parts = []
+            for split, rows in self._rows(task_id, preprocessing).items():
+                labelled = (rows, self.tasks[task_id].splits[split].labels)
+                order, size = (
+                    np.argsort(_lengths(rows, hashed), kind="stable"),
+                    self._num_rows[split],
+                )
+                parts.append(jax.tree.map(lambda x, o=order, n=size: _pad_rows(x[o], n), labelled))
+            return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *parts)
+
+        return self._keep(("sorted", task_id, preprocessing, hashed), build)
+
+    def _rows(self, task_id: int, preprocessing: TextPreprocessing) -> dict[str, TextRows]:
+        """Returns the encoded texts by split."""
+
+        def build() -> dict[str, TextRows]:
             encoder = self.encoder(task_id, preprocessing)
             splits = self.tasks[task_id].splits
-            rows = [encode(encoder, splits[split].texts) for split in self._num_rows]
-            padded = [
-                jax.tree.map(lambda x, n=n: _pad_rows(x, n), part)
-                for part, n in zip(rows, self._num_rows.values(), strict=True)
-            ]
-            return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *padded)
+            return {split: encode(encoder, splits[split].texts) for split in self._num_rows}
 
         return self._keep(("rows", task_id, preprocessing), build)
 
@@ -158,3 +190,7 @@ class TextInputs:
 
 def _pad_rows(array: np.ndarray, num_rows: int) -> np.ndarray:
     return np.pad(array, ((0, num_rows - len(array)), *[(0, 0)] * (array.ndim - 1)))
+
+
+def _lengths(rows: TextRows, hashed: bool) -> np.ndarray:
+    return np.sum((rows.ngrams if hashed else rows.tokens) != PADDING, 1)

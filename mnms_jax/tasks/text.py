@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mnms_jax.children.ragged import Ragged
 from mnms_jax.children.text import TextArchitecture, TextBatch, TextPreprocessing, TextSizes
 from mnms_jax.types import AnyArray, Split
 
@@ -163,7 +164,10 @@ def encode(encoder: TextEncoder, texts: Sequence[str]) -> TextRows:
 
 
 def make_batch(
-    rows: TextRows, architecture: TextArchitecture, table: np.ndarray | None
+    rows: TextRows,
+    architecture: TextArchitecture,
+    table: np.ndarray | None,
+    lengths: tuple[int, ...] | None = None,
 ) -> TextBatch:
     """Returns the inputs that an architecture takes, for N encoded texts.
 
@@ -171,6 +175,7 @@ def make_batch(
       rows: the texts.
       architecture: of the child.
       table: float32 [V, E], the architecture's pre-trained embeddings, if it has any.
+      lengths: bounds on the texts of each group of a batch; by default one for all.
     """
     tokens = rows.tokens
     if architecture.pooled:
@@ -179,7 +184,8 @@ def make_batch(
         return TextBatch(pooled, None, rows.ngrams, rows.weights)
     if architecture.hashed:
         tokens = _hash_rows(np.asarray(rows.ngrams), architecture.rows)
-    return TextBatch(None, tokens, rows.ngrams, rows.weights)
+    ragged = Ragged(tokens, lengths or tokens.shape[1:])
+    return TextBatch(None, ragged, rows.ngrams, rows.weights)
 
 
 def _pad(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:

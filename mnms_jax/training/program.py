@@ -83,16 +83,16 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
         def body(loop: _Loop) -> _Loop:
             active = is_active(loop)
             training = active & (loop.step < recipe.num_steps)
-            evaluated = (loop.step - recipe.num_steps) * BATCH_SIZE + jnp.arange(BATCH_SIZE)
+            evaluated, counts = _evaluation_rows(loop.step - recipe.num_steps, data.num_evaluation)
             rows = jnp.where(
                 training,
                 _training_rows(seed, loop.epoch, loop.position, data.num_train),
-                data.first_evaluation + jnp.clip(evaluated, 0, data.num_evaluation - 1),
+                data.first_evaluation + evaluated,
             )
             (loss, (correct, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
                 loop.params, loop, rows, training
             )
-            counted = correct & active & ~training & (evaluated < data.num_evaluation)
+            counted = correct & active & ~training & counts
             # The last step's divergence shows in the first loss of the evaluation.
             changes = active & (training | ~jnp.isfinite(loss))
             loss = jnp.where(changes, loss, loop.loss)
@@ -179,14 +179,37 @@ def _take(tree: Any, rows: Array) -> Any:
 def _training_rows(seed: Array, epoch: Array, position: Array, num_train: Array) -> Array:
     """Returns the rows of a batch, int32 [BATCH_SIZE].
 
-    The rows are cut into BATCH_SIZE strata. Each place in a batch walks its own stratum once an
-    epoch, from a random start: every row is seen, and batches differ from epoch to epoch, with no
-    order to be sorted and kept. Strata of k rows see one of them twice where others have k + 1.
+    Each place in a batch walks its own stratum once an epoch, from a random start: every row is
+    seen, and batches differ from epoch to epoch, with no order to be sorted and kept. Strata of k
+    rows see one of them twice where others have k + 1.
     """
-    place = jnp.arange(BATCH_SIZE, dtype=jnp.uint32)
-    count = num_train.astype(jnp.uint32)
-    # Strata differ by one row in length; the products don't overflow below 2^25 rows.
-    first = place * count // BATCH_SIZE
-    size = jnp.maximum((place + 1) * count // BATCH_SIZE - first, 1)
+    first, size = _strata(num_train)
+    size = jnp.maximum(size, 1)
     start = counter_bits(seed + mix(epoch.astype(jnp.uint32) + 1), (BATCH_SIZE,)) % size
     return (first + (start + position.astype(jnp.uint32)) % size).astype(jnp.int32)
+
+
+def _evaluation_rows(position: Array, num_rows: Array) -> tuple[Array, Array]:
+    """Returns the rows of a batch, int32 [BATCH_SIZE], and which of them count, bool.
+
+    Each place walks its stratum from the start; one that is through stays at its end.
+
+    Args:
+      position: int32 [], number of the batch.
+      num_rows: int32 [], rows to evaluate on.
+    """
+    first, size = (x.astype(jnp.int32) for x in _strata(num_rows))
+    return first + jnp.clip(position, 0, jnp.maximum(size - 1, 0)), position < size
+
+
+def _strata(num_rows: Array) -> tuple[Array, Array]:
+    """Cuts rows into BATCH_SIZE strata, one for each place in a batch.
+
+    Returns:
+      Each stratum's first row and its size, uint32 [BATCH_SIZE]. Sizes differ by one at most; with
+      fewer rows than places some are 0, their first row being another's.
+    """
+    place = jnp.arange(BATCH_SIZE, dtype=jnp.uint32)
+    count = num_rows.astype(jnp.uint32)
+    first = place * count // BATCH_SIZE  # no overflow below 2^25 rows
+    return first, (place + 1) * count // BATCH_SIZE - first
