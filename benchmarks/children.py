@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 
 import mnms_jax as mnms
-from mnms_jax.children.text import TextPreprocessing
 from mnms_jax.types import AnyArray, Choice
 
 BATCH_SIZE = 128
@@ -106,25 +105,22 @@ def arrays_of(family: mnms.ChildFamily, inputs: mnms.TextInputs, request: mnms.R
         design["fine_tune"] = True
     data = inputs.child_data(request.task_id, family.make_spec(design))
     batch = data.inputs
+    tokens = batch.tokens.values
 
     def rows(first: AnyArray, count: AnyArray) -> Rows:
         part = slice(int(first), int(first + count))
-        return Rows(*(x[part] for x in (batch.tokens, batch.ngrams, batch.weights, data.labels)))
+        return Rows(*(x[part] for x in (tokens, batch.ngrams, batch.weights, data.labels)))
 
     validation = rows(data.first_evaluation, data.num_evaluation)
     return Arrays(rows(0, data.num_train), validation, data.constants, int(data.num_classes))
 
 
-def num_tokens(family: mnms.ChildFamily, inputs: mnms.TextInputs, design: Design) -> int:
-    """Returns the length of the sequences that a design reads."""
-    preprocessing = family.make_spec(design).preprocessing
-    assert isinstance(preprocessing, TextPreprocessing)
-    encoder = inputs.encoder(0, preprocessing)
-    hashed = str(design["embedding"]).startswith("hashed")
-    return encoder.num_ngrams if hashed else encoder.length
+def num_tokens(arrays: Arrays) -> float:
+    """Returns the mean length of the training texts, without padding."""
+    return float(np.mean(np.sum(np.asarray(arrays.train.tokens) > 0, 1)))
 
 
-def step_flops(design: Design, tokens: int, num_classes: int) -> int:
+def step_flops(design: Design, tokens: float, num_classes: int) -> float:
     """Returns the useful floating-point operations of one training step.
 
     Counted are the matrix products of the deep tower (convolutions, hidden layers, head), thrice:
@@ -133,11 +129,11 @@ def step_flops(design: Design, tokens: int, num_classes: int) -> int:
 
     Args:
       design: of the child.
-      tokens: length of its sequences.
+      tokens: mean length of its sequences, without padding.
       num_classes: of the task.
     """
     size = features = embedding_size(design)
-    forward = 0
+    forward = 0.0
     for width in conv_widths(design):
         filters = int(design["conv_filters"])
         forward += tokens * width * size * filters  # a window begins at every token

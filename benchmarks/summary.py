@@ -15,7 +15,7 @@ class Load(NamedTuple):
 
     kinds: list[str]
     steps: list[int]
-    flops: list[int]  # useful operations of a step
+    flops: list[float]  # useful operations of a step
 
 
 def compare(

@@ -29,7 +29,7 @@ from absl import flags, logging
 
 import mnms_jax as mnms
 from benchmarks import summary
-from benchmarks.children import kind_of, make_work, num_steps, num_tokens, step_flops
+from benchmarks.children import arrays_of, kind_of, make_work, num_steps, num_tokens, step_flops
 from benchmarks.workers import FILL, WAYS, Reply, Worker, serve
 
 _TASKS = flags.DEFINE_list("tasks", ["vader_movie", "vader_amazon"], "Tasks, taking turns.")
@@ -180,7 +180,9 @@ def main() -> None:
         [num_steps(design) for design in designs],
         [
             step_flops(
-                design, num_tokens(family, inputs, design), tasks[request.task_id].num_classes
+                design,
+                num_tokens(arrays_of(family, inputs, request)),
+                tasks[request.task_id].num_classes,
             )
             for design, request in zip(designs, requests, strict=True)
         ],

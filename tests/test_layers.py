@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -128,16 +130,21 @@ def reference_norm(kind, x, affine):
 
 @pytest.mark.parametrize("kind", NORMALIZATIONS)
 def test_gradients_of_normalization_equal_those_of_flax(kind):
+    """Also with columns beyond the units, whatever they hold."""
     x, affine, fixed = 2 * random(0, 12, 5) + 1, 1 + random(1, 3, 5), random(2, 2, 5)
 
-    def ours(x, affine):
+    def ours(x, affine, beyond=0):
+        x, affine, moving = (
+            jnp.pad(y, ((0, 0), (0, beyond)), constant_values=7.0) for y in (x, affine, fixed)
+        )
         index = jnp.int32(NORMALIZATIONS.index(kind))
-        return normalize(x, affine, index, fixed, jnp.array(True))
+        return normalize(x, affine, index, jnp.float32(5), moving, jnp.array(True))[:, :5]
 
     def theirs(x, affine):
         return reference_norm(kind, x, affine)
 
     check_gradients(ours, theirs, (x, affine), 1e-4)
+    check_gradients(functools.partial(ours, beyond=3), theirs, (x, affine), 1e-4)
     bias_grad = jax.grad(lambda affine: jnp.sum(ours(x, affine) ** 3))(affine)[0]
     # Exactly zero where it cancels: Adam makes steps as large of rounding errors.
     assert bias_grad.all() if kind != "batch" else not bias_grad.any()
@@ -212,7 +219,8 @@ def test_bounds_may_differ_by_column_and_row_0_be_zero(key):
 class Net(nn.Module):
     @nn.compact
     def __call__(self, x, kind, training):
-        return NormalizedDense(5, name="layer")(x, kind, jnp.uint32(3), training)
+        dense = NormalizedDense(5, name="layer")
+        return dense(x, x.shape[1], jnp.float32(5), kind, jnp.uint32(3), training)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnms_jax.children.ragged import Layout
-from mnms_jax.types import Array, PRNGKey
+from mnms_jax.types import AnyArray, Array, PRNGKey
 
 # Every activation is  a min(max(x, 0), cap) + b min(x, 0) + (c + d x) sigmoid(e x) + f.
 # Rows: a, cap, b, c, d, e, f. One formula costs less than a switch, and vmaps.
@@ -52,7 +52,7 @@ def uniform_param(
     name: str,
     seed: Array,
     shape: tuple[int, ...],
-    bound: float | np.ndarray | None = None,
+    bound: float | AnyArray | None = None,
     *,
     zero_first: bool = False,
 ) -> Array:
@@ -68,13 +68,13 @@ def uniform_param(
       name: of the parameter.
       seed: uint32 [].
       shape: of the parameter.
-      bound: a number, or one for each column.
+      bound: a number, or one for each column; may be traced.
       zero_first: row 0 starts at zero, as `embed` expects of its padding.
     """
     path = "/".join((*module.path, name))
-    limit = np.asarray(math.sqrt(3 / shape[0]) if bound is None else bound, np.float32)
+    limit = jnp.asarray(math.sqrt(3 / shape[0]) if bound is None else bound, jnp.float32)
     if zero_first:
-        limit = limit * (np.arange(shape[0]) > 0).astype(np.float32)[:, None]
+        limit = limit.reshape(1, -1) * (np.arange(shape[0]) > 0)[:, None]
 
     def init(_: PRNGKey) -> Array:
         bits = counter_bits(seed ^ jnp.uint32(zlib.crc32(path.encode())), shape)
@@ -204,31 +204,36 @@ _EPSILON = 1e-5  # added to variances
 
 
 @jax.custom_vjp
-def normalize(x: Array, affine: Array, kind: Array, fixed: Array, training: Array) -> Array:
+def normalize(
+    x: Array, affine: Array, kind: Array, units: AnyArray, fixed: Array, training: Array
+) -> Array:
     """Adds a bias, then applies no, batch or layer normalisation.
 
     Args:
       x: [B, H].
       affine: [3, H], bias, scale and shift.
       kind: int32 [], index into NORMALIZATIONS.
+      units: [], how many of the H columns there are; what the others hold is of no use, and they
+        get no gradients if they give none.
       fixed: [2, H], means of x (with its bias) and of its square that batch normalisation uses
         outside training.
       training: bool [].
     """
-    return _normalize(x, affine, kind, fixed, training)[0]
+    return _normalize(x, affine, kind, units, fixed, training)[0]
 
 
 def _normalize(
-    x: Array, affine: Array, kind: Array, fixed: Array, training: Array
+    x: Array, affine: Array, kind: Array, units: AnyArray, fixed: Array, training: Array
 ) -> tuple[Array, tuple]:
     bias, scale, shift = (row[None] for row in affine)
-    x = x + bias
+    there = (jnp.arange(x.shape[1]) < units)[None]
+    x = (x + bias) * there
     mean, square = (row[None] for row in jnp.where(training, batch_moments(x), fixed))
-    mean = jnp.where(kind == 2, jnp.mean(x, 1, keepdims=True), mean)
-    square = jnp.where(kind == 2, jnp.mean(x * x, 1, keepdims=True), square)
+    mean = jnp.where(kind == 2, jnp.sum(x, 1, keepdims=True) / units, mean)
+    square = jnp.where(kind == 2, jnp.sum(x * x, 1, keepdims=True) / units, square)
     inverse = jax.lax.rsqrt(jnp.maximum(square - mean**2, 0) + _EPSILON)
     normal = (x - mean) * inverse
-    return jnp.where(kind > 0, normal * scale + shift, x), (normal, inverse, scale)
+    return jnp.where(kind > 0, normal * scale + shift, x), (normal, inverse, scale, there)
 
 
 def batch_moments(x: Array) -> Array:
@@ -238,24 +243,23 @@ def batch_moments(x: Array) -> Array:
 
 def _normalize_forward(*inputs: Array) -> tuple[Array, tuple]:
     out, residuals = _normalize(*inputs)
-    return out, (*residuals, inputs[2])
+    return out, (*residuals, *inputs[2:4])
 
 
 def _normalize_backward(residuals: tuple, grad: Array) -> tuple:
     """Ioffe & Szegedy (2015), section 3; outside training there is no use for gradients."""
-    normal, inverse, scale, kind = residuals
+    normal, inverse, scale, there, kind, units = residuals
     shift_grad, scale_grad = (jnp.sum(g, 0, keepdims=True) for g in (grad, grad * normal))
     scaled = grad * scale
     rows = grad.shape[0]
-    first = jnp.where(kind == 2, jnp.mean(scaled, 1, keepdims=True), scale * shift_grad / rows)
-    second = jnp.where(
-        kind == 2, jnp.mean(scaled * normal, 1, keepdims=True), scale * scale_grad / rows
-    )
-    x_grad = jnp.where(kind > 0, inverse * (scaled - first - normal * second), grad)
+    over_units = [jnp.sum(g, 1, keepdims=True) / units for g in (scaled, scaled * normal)]
+    first = jnp.where(kind == 2, over_units[0], scale * shift_grad / rows)
+    second = jnp.where(kind == 2, over_units[1], scale * scale_grad / rows)
+    x_grad = jnp.where(kind > 0, inverse * (scaled - first - normal * second), grad) * there
     # Batch normalisation takes the bias away again; Adam would blow up what rounding leaves of it.
     bias_grad = jnp.sum(x_grad, 0, keepdims=True) * (kind != 1)
     affine_grad = [bias_grad, scale_grad * (kind > 0), shift_grad * (kind > 0)]
-    return x_grad, jnp.concatenate(affine_grad), None, None, None
+    return x_grad, jnp.concatenate(affine_grad), None, None, None, None
 
 
 normalize.defvjp(_normalize_forward, _normalize_backward)
@@ -264,20 +268,24 @@ normalize.defvjp(_normalize_forward, _normalize_backward)
 class NormalizedDense(nn.Module):
     """A dense layer, then no, batch or layer normalisation by a traced index into NORMALIZATIONS.
 
+    How many units there are is traced too: the columns beyond are to be masked by the caller.
     Batch normalisation: Ioffe & Szegedy (2015); layer normalisation: Ba et al. (2016). Variances
     are E[x^2] - E[x]^2, in one pass.
 
     Attributes:
-      size: units.
+      size: most units.
     """
 
     size: int
 
     @nn.compact
-    def __call__(self, x: Array, kind: Array, seed: Array, training: Array) -> Array:
-        """Returns [B, size] for x [B, H]."""
-        kernel = uniform_param(self, "kernel", seed, (x.shape[-1], self.size))
-        return Normalization(self.size, name="norm")(x @ kernel, kind, training)
+    def __call__(
+        self, x: Array, fan_in: AnyArray, units: Array, kind: Array, seed: Array, training: Array
+    ) -> Array:
+        """Returns [B, size] for x [B, H], of which `fan_in` columns may be other than zero."""
+        shape, bound = (x.shape[-1], self.size), jnp.sqrt(3 / fan_in)
+        kernel = uniform_param(self, "kernel", seed, shape, bound)
+        return Normalization(self.size, name="norm")(x @ kernel, units, kind, training)
 
 
 class Normalization(nn.Module):
@@ -295,7 +303,7 @@ class Normalization(nn.Module):
     momentum: float = 0.9
 
     @nn.compact
-    def __call__(self, x: Array, kind: Array, training: Array) -> Array:
+    def __call__(self, x: Array, units: AnyArray, kind: Array, training: Array) -> Array:
         affine = self.param("affine", lambda _: jnp.zeros((3, self.size)).at[1].set(1.0))
         start = jnp.zeros((2, self.size)).at[1].set(1.0)
         moving = self.variable("batch_stats", "moments", lambda: start)
@@ -303,4 +311,4 @@ class Normalization(nn.Module):
         if not self.is_initializing():
             moments = batch_moments(jax.lax.stop_gradient(x + affine[None, 0]))
             moving.value = fixed + jnp.where(training, 1 - self.momentum, 0.0) * (moments - fixed)
-        return normalize(x, affine, kind, fixed, training)
+        return normalize(x, affine, kind, units, fixed, training)

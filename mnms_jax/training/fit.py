@@ -25,10 +25,15 @@ from mnms_jax.types import Array, ChildData, ChildFamily, ChildModel, ChildSpec,
 # Task index and child -> the data that the child's program takes.
 DataSource = Callable[[int, ChildSpec], ChildData]
 
-# Children run for about a second: on a CPU it pays to compile faster, by up to a quarter. Each
-# child is trained by one thread, since several children on a core each are faster than one on all.
+# Children run for about a second: on a CPU it pays to compile faster, by up to a quarter. What a
+# loop computes anew at every step need not be a kernel of its own before it, for the same reason.
+# One thread trains a child, as several children on a core each are faster than one on all.
 _COMPILER_OPTIONS: dict[str, dict] = {
-    "cpu": {"xla_backend_optimization_level": 1, "xla_cpu_multi_thread_eigen": False}
+    "cpu": {
+        "xla_backend_optimization_level": 1,
+        "xla_disable_hlo_passes": "while-loop-invariant-code-motion",
+        "xla_cpu_multi_thread_eigen": False,
+    }
 }
 
 

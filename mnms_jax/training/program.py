@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mnms_jax.children.layers import counter_bits, mix
-from mnms_jax.training.optimizer import Coefficients, Slots, apply_gradients, init_slots
+from mnms_jax.training.optimizer import Coefficients, apply_gradients, init_slots
 from mnms_jax.types import AnyArray, Array, ChildData, ChildModel, Params
 
 BATCH_SIZE = 128
@@ -32,13 +32,11 @@ class Outcome(NamedTuple):
 
 class _Loop(NamedTuple):
     step: Array  # int32 [], steps of training, then of evaluation
-    epoch: Array  # int32 []
-    position: Array  # int32 [], steps of this epoch
     loss: Array  # [], of the last batch trained on
     correct: Array  # int32 [], evaluation rows
     params: Params
     batch_stats: Params
-    slots: Slots
+    slots: Params
 
 
 Program = Callable[[Array, Recipe, ChildData], tuple[Outcome, Params]]
@@ -61,7 +59,7 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
         hyper, groups = recipe.hyperparameters, recipe.optimizers
         first_batch = jax.tree.map(lambda rows: rows[:BATCH_SIZE], data.inputs)
         variables = model.init(seed, first_batch, data.constants, hyper)
-        num_steps = recipe.num_steps + -(-data.num_evaluation // BATCH_SIZE)
+        num_steps = recipe.num_steps + _num_batches(data.num_evaluation)
 
         def loss_fn(
             params: Params, loop: _Loop, rows: Array, training: Array
@@ -86,7 +84,7 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
             evaluated, counts = _evaluation_rows(loop.step - recipe.num_steps, data.num_evaluation)
             rows = jnp.where(
                 training,
-                _training_rows(seed, loop.epoch, loop.position, data.num_train),
+                _training_rows(seed, loop.step, data.num_train),
                 data.first_evaluation + evaluated,
             )
             (loss, (correct, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
@@ -99,11 +97,8 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
             params, slots = apply_gradients(
                 loop.params, grads, loop.slots, groups, loop.step, recipe.num_steps, training
             )
-            last = loop.position + 1 >= -(-data.num_train // BATCH_SIZE)
             return _Loop(
                 loop.step + active,
-                loop.epoch + last,
-                jnp.where(last, 0, loop.position + 1),
                 loss,
                 loop.correct + jnp.sum(counted),
                 params,
@@ -149,7 +144,10 @@ cross_entropy.defvjp(_cross_entropy, _cross_entropy_backward)
 def predict(
     model: ChildModel, variables: Params, inputs: Any, constants: Any, hyperparameters: Any
 ) -> Array:
-    """Returns logits [M, C] for inputs of M rows, EVALUATION_BATCH_SIZE rows at a time."""
+    """Returns logits [M, C] for inputs of M rows, EVALUATION_BATCH_SIZE rows at a time.
+
+    Rows come in any order, so that ragged ones need one length for all.
+    """
 
     def chunk(batch: Any) -> Array:
         return model.apply(variables, batch, constants, hyperparameters, jnp.uint32(0), False)[0]
@@ -169,15 +167,15 @@ def predict(
 def _start(variables: Params, groups: dict[str, Coefficients]) -> _Loop:
     zero, params = jnp.int32(0), variables["params"]
     stats = variables.get("batch_stats", {})
-    return _Loop(zero, zero, zero, jnp.float32(0), zero, params, stats, init_slots(params, groups))
+    return _Loop(zero, jnp.float32(0), zero, params, stats, init_slots(params, groups))
 
 
 def _take(tree: Any, rows: Array) -> Any:
     return jax.tree.map(lambda x: x.at[rows].get(mode="promise_in_bounds"), tree)
 
 
-def _training_rows(seed: Array, epoch: Array, position: Array, num_train: Array) -> Array:
-    """Returns the rows of a batch, int32 [BATCH_SIZE].
+def _training_rows(seed: Array, step: Array, num_train: Array) -> Array:
+    """Returns the rows of the batch of a step, int32 [BATCH_SIZE].
 
     Each place in a batch walks its own stratum once an epoch, from a random start: every row is
     seen, and batches differ from epoch to epoch, with no order to be sorted and kept. Strata of k
@@ -185,8 +183,10 @@ def _training_rows(seed: Array, epoch: Array, position: Array, num_train: Array)
     """
     first, size = _strata(num_train)
     size = jnp.maximum(size, 1)
-    start = counter_bits(seed + mix(epoch.astype(jnp.uint32) + 1), (BATCH_SIZE,)) % size
-    return (first + (start + position.astype(jnp.uint32)) % size).astype(jnp.int32)
+    step, length = step.astype(jnp.uint32), _num_batches(num_train).astype(jnp.uint32)
+    epoch = step // length
+    start = counter_bits(seed + mix(epoch + 1), (BATCH_SIZE,)) % size
+    return (first + (start + step - epoch * length) % size).astype(jnp.int32)
 
 
 def _evaluation_rows(position: Array, num_rows: Array) -> tuple[Array, Array]:
@@ -200,6 +200,10 @@ def _evaluation_rows(position: Array, num_rows: Array) -> tuple[Array, Array]:
     """
     first, size = (x.astype(jnp.int32) for x in _strata(num_rows))
     return first + jnp.clip(position, 0, jnp.maximum(size - 1, 0)), position < size
+
+
+def _num_batches(num_rows: Array) -> Array:
+    return -(-num_rows // BATCH_SIZE)
 
 
 def _strata(num_rows: Array) -> tuple[Array, Array]:
