@@ -41,6 +41,11 @@ class Config:
     embeddings: tuple[str, ...] = _option(
         (), "More pre-trained embeddings as name=path: GloVe or word2vec text, or .npz."
     )
+    early_stopping: float = _option(
+        0.0,
+        "Share of a task's children that is stopped at each rung, the worst at that number of "
+        "samples so far, as in successive halving; 0: none.",
+    )
     num_workers: int = _option(
         0, "Threads that train children at once; 0: one a core (2 with an accelerator)."
     )
@@ -54,13 +59,16 @@ class Config:
         """
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise UserError(f"--tasks={','.join(self.tasks)}: name at least one task, each once")
-        for name, least in (("num_trials", 1), ("round_size", 1), ("num_workers", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name}={getattr(self, name)}: must be at least {least}")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"--seed={self.seed}: must be from 0 to 4294967295")
-        if not self.time_limit >= 0:
-            raise UserError(f"--time_limit={self.time_limit}: must not be negative")
+        for name, allowed, rule in (
+            ("num_trials", self.num_trials >= 1, "at least 1"),
+            ("round_size", self.round_size >= 1, "at least 1"),
+            ("num_workers", self.num_workers >= 0, "at least 0"),
+            ("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295"),
+            ("time_limit", self.time_limit >= 0, "at least 0"),
+            ("early_stopping", 0 <= self.early_stopping < 1, "at least 0 and below 1"),
+        ):
+            if not allowed:
+                raise UserError(f"--{name}={getattr(self, name)}: must be {rule}")
         for field in dataclasses.fields(self):
             choices, value = field.metadata["choices"], getattr(self, field.name)
             if choices and value not in choices:

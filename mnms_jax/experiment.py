@@ -33,6 +33,7 @@ from mnms_jax.report import (
 )
 from mnms_jax.run import Budget, RoundSetup, run_rounds
 from mnms_jax.search import Search, SearchState, make_search
+from mnms_jax.space import SearchSpace
 from mnms_jax.store import TrialRecord, Workdir, open_workdir, write_json
 from mnms_jax.tasks.embeddings import glove50, load_word_vectors
 from mnms_jax.tasks.inputs import TextInputs
@@ -77,8 +78,19 @@ def make_bench(config: Config) -> Bench:
         num_classes=inputs.num_classes,
         seed=config.seed,
         num_workers=config.num_workers,
+        rung_samples=rung_samples(family.space) if config.early_stopping else (),
     )
     return Bench(tasks, family, inputs, trainer)
+
+
+def rung_samples(space: SearchSpace) -> tuple[int, ...]:
+    """Returns the numbers of samples at which children may be stopped early.
+
+    Half of the fewest samples that a design has, then all of the choices but the most.
+    """
+    samples = space.decisions[space.names.index("samples")].choices
+    ascending = sorted(int(choice) for choice in samples)
+    return (ascending[0] // 2, *ascending[:-1])
 
 
 def make_search_from(config: Config, bench: Bench) -> tuple[Policy, Search]:
@@ -145,6 +157,7 @@ def _search(
         search,
         bench.trainer,
         Budget(config.num_trials, time.monotonic() + limit),
+        config.early_stopping,
     )
     state = search.init(jax.random.key(config.seed))
     with Tracker(workdir.path / "tensorboard") as tracker:

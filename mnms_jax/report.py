@@ -45,8 +45,15 @@ class Specialization(NamedTuple):
 def top_records(
     records: Sequence[TrialRecord], task: str, number: int = NUM_FINALISTS
 ) -> tuple[TrialRecord, ...]:
-    """Returns a task's best designs, each once, the earlier first where rewards are equal."""
-    own = [r for r in records if r.task == task and r.reward is not None and r.bucket != "log"]
+    """Returns a task's best designs, each once, the earlier first where rewards are equal.
+
+    Children that were stopped early aren't finished, and can't be among them.
+    """
+    own = [
+        r
+        for r in records
+        if r.task == task and r.reward is not None and r.bucket != "log" and not r.stopped
+    ]
     return tuple(sorted(own, key=lambda r: (-(r.reward or 0.0), r.trial))[:number])
 
 

@@ -18,6 +18,8 @@ from mnms_jax.tracking import Progress, Tracker
 from mnms_jax.training.fit import Request, Trainer, TrialResult
 from mnms_jax.types import Choice, UserError
 
+_LEAST_AT_RUNG = 8  # children that came to a rung before it stops any
+
 
 class Budget(NamedTuple):
     """When a search ends."""
@@ -34,6 +36,7 @@ class RoundSetup(NamedTuple):
     search: Search
     trainer: Trainer
     budget: Budget
+    early_stopping: float = 0.0  # share of a task's children that each rung stops
 
 
 def make_requests(
@@ -104,6 +107,33 @@ def run_rounds(
     return state
 
 
+def rung_accuracies(
+    records: Sequence[TrialRecord],
+    task_name: str,
+    round_index: int,
+    share: float,
+) -> list[float]:
+    """Returns what a task's children of a round must reach at each rung to go on.
+
+    At a rung, the share of a task's children that were the worst there is stopped. Only rounds
+    before count, so that it doesn't matter in which order a round's children are trained.
+
+    Args:
+      records: the log.
+      task_name: the task.
+      round_index: the round.
+      share: of the children to stop, in [0, 1); 0 stops none.
+    """
+    if not share:
+        return []
+    trained = [r for r in records if r.task == task_name and r.round < round_index and r.samples]
+    num_rungs = max((len(r.rungs) for r in trained), default=0)
+    accuracies = [[r.rungs[k] for r in trained if len(r.rungs) > k] for k in range(num_rungs)]
+    return [
+        float(np.quantile(a, share)) if len(a) >= _LEAST_AT_RUNG else -np.inf for a in accuracies
+    ]
+
+
 def _train_round(
     setup: RoundSetup, proposal: Proposal, round_index: int, log: TrialLog
 ) -> list[TrialRecord]:
@@ -113,6 +143,11 @@ def _train_round(
         for request in make_requests(setup.space, setup.task_names, proposal, round_index)
         if request.trial < setup.budget.num_trials
     ]
+    needed = {
+        name: rung_accuracies(log.records, name, round_index, setup.early_stopping)
+        for name in setup.task_names
+    }
+    requests = [request._replace(rung_accuracies=needed[request.task_name]) for request in requests]
     logged = {(record.task, record.trial): record for record in log.records}
     records: list[TrialRecord | None] = []
     for request in requests:
@@ -164,13 +199,15 @@ def _train_new(
             if trial != request.trial:  # a repeat costs nothing
                 result = result._replace(seconds=0.0, samples=0, bucket="log")
             design = dict(request.design)
-            yield TrialRecord(request.task_name, request.trial, design, *result, round_index)
+            yield TrialRecord(
+                request.task_name, request.trial, design, **result._asdict(), round=round_index
+            )
 
 
 def _known_results(log: TrialLog) -> dict[str, tuple[int, TrialResult]]:
     known: dict[str, tuple[int, TrialResult]] = {}
     for record in log.records:
-        result = TrialResult(*record[3:8])
+        result = TrialResult(*(getattr(record, name) for name in TrialResult._fields))
         known.setdefault(_identity(record.task, record.decisions), (record.trial, result))
     return known
 

@@ -27,6 +27,8 @@ class TrialRecord(NamedTuple):
     samples: int  # training examples seen; 0 when answered from the log
     bucket: str  # the compiled program; "log" when answered from the log
     round: int
+    rungs: Sequence[float] = ()  # accuracies on the way, at the rungs of early stopping
+    stopped: bool = False  # at the last of these rungs
 
 
 class TrialLog:

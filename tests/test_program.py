@@ -56,10 +56,11 @@ def data():
     return [inputs.child_data(i, FAMILY.make_spec(DESIGN)) for i in (0, 1)]
 
 
-def recipe_of(num_steps, **changes):
+def recipe_of(num_steps, rungs=(), needed=(), **changes):
     spec = FAMILY.make_spec({**DESIGN, **changes})
     groups = {name: coefficients(settings) for name, settings in spec.optimizers.items()}
-    return Recipe(spec.hyperparameters, groups, np.int32(num_steps))
+    rungs, needed = np.array(rungs, np.int32), np.array(needed, np.float32)
+    return Recipe(spec.hyperparameters, groups, np.int32(num_steps), rungs, needed)
 
 
 def rows_of_epoch(num_train, epoch, seed=7):
@@ -265,3 +266,38 @@ def test_each_step_has_its_own_dropout(data):
         losses.append(float(cross_entropy(logits[:, :2], data[0].labels[rows])))
     assert float(outcome.loss) == pytest.approx(losses[0], rel=1e-4)
     assert losses[1] != pytest.approx(losses[0], rel=1e-4)
+
+
+def test_rungs_are_evaluated_on_the_way_and_change_nothing(data):
+    for task in data:
+        plain, variables = PROGRAM(jnp.uint32(3), recipe_of(9), task)
+        assert plain.rungs.shape == (0,)
+        recipe = recipe_of(9, rungs=(2, 5, 9, 12), needed=(-np.inf,) * 4)
+        outcome, same = PROGRAM(jnp.uint32(3), recipe, task)
+        assert float(outcome.accuracy) == float(plain.accuracy)
+        assert int(outcome.num_steps) == 9
+        assert np.isfinite(outcome.rungs).tolist() == [True, True, False, False]
+        jax.tree.map(np.testing.assert_array_equal, variables, same)
+
+
+def test_a_child_below_a_rung_stops_there(data):
+    for task in data:
+        passed = PROGRAM(jnp.uint32(3), recipe_of(9, (2, 5, 7), (0.0, 0.0, 0.0)), task)[0].rungs
+        assert len(set(passed.tolist())) > 1
+        # As good as needed at the first rung, and just below at the second.
+        needed = (passed[0], passed[1] + 1e-3, 0.0)
+        outcome, variables = PROGRAM(jnp.uint32(3), recipe_of(9, (2, 5, 7), needed), task)
+        assert int(outcome.num_steps) == 5
+        assert float(outcome.accuracy) == float(passed[1])
+        np.testing.assert_array_equal(outcome.rungs, [passed[0], passed[1], np.nan])
+        # What was trained so far is what the longer training had at that time.
+        start = jax.tree.leaves(PROGRAM(jnp.uint32(3), recipe_of(0), task)[1]["params"])
+        moved = zip(start, jax.tree.leaves(variables["params"]), strict=True)
+        assert all((a != b).any() for a, b in moved)
+
+
+def test_divergence_after_a_rung_keeps_its_accuracy(data):
+    recipe = recipe_of(9, (1, 4), (0.0, 0.0), deep_learning_rate=1e30, optimizer="sgd")
+    outcome, _ = PROGRAM(jnp.uint32(3), recipe, data[0])
+    assert np.isnan(outcome.accuracy) and int(outcome.num_steps) < 9
+    assert np.isnan(outcome.rungs[1])

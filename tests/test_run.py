@@ -1,5 +1,6 @@
 import itertools
 import json
+import math
 
 import jax
 import pytest
@@ -7,9 +8,9 @@ from toy import make_family, make_task, make_trainer
 
 from mnms_jax.controller import make_policy
 from mnms_jax.learner import make_ppo_learner
-from mnms_jax.run import Budget, RoundSetup, make_requests, run_rounds
+from mnms_jax.run import Budget, RoundSetup, make_requests, run_rounds, rung_accuracies
 from mnms_jax.search import make_search
-from mnms_jax.store import open_workdir
+from mnms_jax.store import TrialRecord, open_workdir
 from mnms_jax.types import UserError
 
 TASKS = (make_task("one", 200, seed=1), make_task("two", 150, seed=2))
@@ -65,11 +66,12 @@ def trainer(family):
     return make_trainer(TASKS, family)
 
 
-def setup_of(family, trainer, num_trials=8, **budget):
+def setup_of(family, trainer, num_trials=8, early_stopping=0.0, **budget):
     policy = make_policy(family.space, 2)
     learner = make_ppo_learner(policy, learning_rate=0.02)
     search = make_search(family.space, policy, learner, num_tasks=2, trials_per_task=3)
-    setup = RoundSetup(family.space, NAMES, search, trainer, Budget(num_trials, **budget))
+    budget = Budget(num_trials, **budget)
+    setup = RoundSetup(family.space, NAMES, search, trainer, budget, early_stopping)
     return setup, search.init(jax.random.key(0))
 
 
@@ -212,3 +214,45 @@ def test_requests_number_trials_by_round(family):
     ]
     for request, actions in zip(requests, proposal.actions, strict=True):
         assert family.space.encode(request.design).tolist() == actions.tolist()
+
+
+def rung_record(trial, round_index, rungs, samples=128, task="one"):
+    return TrialRecord(task, trial, {}, 0.5, None, 1.0, samples, "x", round_index, rungs)
+
+
+def test_rungs_stop_a_share_of_a_tasks_children():
+    accuracies = [0.1 * k for k in range(1, 10)]
+    records = [rung_record(k, 0, [a, 1 - a]) for k, a in enumerate(accuracies)]
+    needed = rung_accuracies(records, "one", 1, 0.5)
+    assert needed == pytest.approx([0.5, 0.5])
+    assert rung_accuracies(records, "one", 1, 0.25) == pytest.approx([0.3, 0.3])
+    assert rung_accuracies(records, "one", 1, 0.0) == []
+    # Neither this round's, nor another task's, nor what was answered from the log counts.
+    others = [
+        rung_record(10, 1, [0.9, 0.9]),
+        rung_record(11, 0, [0.9, 0.9], task="two"),
+        rung_record(12, 0, [0.9, 0.9], samples=0),
+    ]
+    assert rung_accuracies(records + others, "one", 1, 0.5) == needed
+    # Of few children none is stopped.
+    assert rung_accuracies(records[:7], "one", 1, 0.5) == [-math.inf, -math.inf]
+    few = [rung_record(k, 0, [a]) for k, a in enumerate(accuracies)] + records[:3]
+    assert rung_accuracies(few, "one", 1, 0.5)[1] == -math.inf
+
+
+def test_early_stopping_is_the_same_after_an_interruption(tmp_path, family):
+    trainer = make_trainer(TASKS, family, rung_samples=(128, 256))
+    kwargs = {"num_trials": 24, "early_stopping": 0.5}
+    _, records, _ = search_in(tmp_path / "whole", family, trainer, **kwargs)
+    stopped = [r for r in records if r.stopped and r.samples]
+    assert stopped
+    for record in stopped:
+        needed = rung_accuracies(records, record.task, record.round, 0.5)
+        *passed, last = zip(record.rungs, needed, strict=False)
+        assert record.reward == last[0] < last[1]
+        assert all(accuracy >= least for accuracy, least in passed)
+    dying = DyingTrainer(trainer, 20)
+    with pytest.raises(DiedError):
+        search_in(tmp_path / "killed", family, dying, **kwargs)
+    search_in(tmp_path / "killed", family, trainer, **kwargs)
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")

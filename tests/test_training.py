@@ -134,3 +134,21 @@ def test_a_task_smaller_than_a_batch(family):
     design = request(family).design
     outcome, _ = trainer.fit(Request(0, "tiny", 0, design))
     assert 0 <= float(outcome.accuracy) <= 1 and np.isfinite(float(outcome.loss))
+
+
+def test_children_below_a_rung_are_stopped(family):
+    trainer = make_trainer(TASKS, family, rung_samples=(256, 640, 2560))
+    child = request(family, 3, samples=2560)
+    free = run(trainer, [child])[0]
+    assert (free.samples, len(free.rungs), free.stopped) == (2560, 2, False)
+    first = child._replace(rung_accuracies=(free.rungs[0] + 0.01,))
+    second = child._replace(rung_accuracies=(free.rungs[0], 1.1))
+    results = run(trainer, [first, second])
+    assert [(r.samples, r.stopped, r.failed) for r in results] == [
+        (256, True, None),
+        (640, True, None),
+    ]
+    assert [r.reward for r in results] == list(free.rungs)
+    assert results[1].rungs == free.rungs and results[0].rungs == free.rungs[:1]
+    without = run(make_trainer(TASKS, family), [child])[0]
+    assert (without.reward, without.rungs) == (free.reward, ())

@@ -44,16 +44,19 @@ class Request(NamedTuple):
     task_name: str
     trial: int  # number of the trial on its task, from 0
     design: Mapping[str, Choice]
+    rung_accuracies: Sequence[float] = ()  # to be reached at the first rungs, or it is stopped
 
 
 class TrialResult(NamedTuple):
     """What became of a trial."""
 
-    reward: float | None  # validation accuracy in [0, 1]; None when failed
+    reward: float | None  # validation accuracy in [0, 1], at its end; None when failed
     failed: str | None  # the reason
     seconds: float  # of training, without compilation
     samples: int  # training examples seen
     bucket: str  # the compiled program
+    rungs: Sequence[float] = ()  # accuracies at the rungs on the way
+    stopped: bool = False  # at the last of these rungs, not being good enough
 
 
 class TrainerStats(NamedTuple):
@@ -90,6 +93,8 @@ class Trainer:
         rounded otherwise with another number.
       devices: that each chunk of children is spread over; by default `trial_devices()`.
       max_programs: programs kept, the last used ones.
+      rung_samples: training examples seen, ascending, after which children are evaluated and
+        hopeless ones stopped; a child's own end counts as none.
     """
 
     def __init__(
@@ -103,11 +108,13 @@ class Trainer:
         lanes: int | None = None,
         devices: Sequence[jax.Device] | None = None,
         max_programs: int = 512,
+        rung_samples: Sequence[int] = (),
     ):
         self._family = family
         self._data = data
         self._num_classes = num_classes
         self._seed = seed
+        self._rung_steps = np.array([_num_steps(samples) for samples in rung_samples], np.int32)
         devices = list(trial_devices() if devices is None else devices)
         self._sharding = trial_sharding(devices)
         self._platform = devices[0].platform
@@ -195,16 +202,10 @@ class Trainer:
         seconds /= len(members)
         if outcomes is None:
             return [TrialResult(None, "out of memory", seconds, 0, label)] * len(members)
-        results = []
-        for i, (_, spec) in enumerate(members):
-            accuracy, steps = float(outcomes.accuracy[i]), int(outcomes.num_steps[i])
-            samples = steps * BATCH_SIZE
-            if np.isfinite(accuracy):
-                results.append(TrialResult(accuracy, None, seconds, samples, label))
-            else:
-                reason = f"diverged: not finite after step {steps} of {_num_steps(spec)}"
-                results.append(TrialResult(None, reason, seconds, samples, label))
-        return results
+        return [
+            _result(jax.tree.map(lambda x, i=i: x[i], outcomes), spec, seconds, label)
+            for i, (_, spec) in enumerate(members)
+        ]
 
     def _run(
         self, program: Callable, members: Sequence[tuple[Request, ChildSpec]]
@@ -217,7 +218,10 @@ class Trainer:
 
     def _inputs(self, request: Request, spec: ChildSpec) -> tuple[Array, Recipe, ChildData]:
         optimizers = {name: coefficients(s) for name, s in spec.optimizers.items()}
-        recipe = Recipe(spec.hyperparameters, optimizers, _num_steps(spec))
+        needed = np.full(len(self._rung_steps), -np.inf, np.float32)
+        needed[: len(request.rung_accuracies)] = request.rung_accuracies
+        steps = _num_steps(spec.num_samples)
+        recipe = Recipe(spec.hyperparameters, optimizers, steps, self._rung_steps, needed)
         return self._trial_seed(request), recipe, self._data(request.task_id, spec)
 
     def _trial_seed(self, request: Request) -> Array:
@@ -281,8 +285,26 @@ def _with_lanes(model: ChildModel, lanes: int) -> Callable:
     return one_lane
 
 
-def _num_steps(spec: ChildSpec) -> np.int32:
-    return np.int32(-(-spec.num_samples // BATCH_SIZE))
+def _result(outcome: Outcome, spec: ChildSpec, seconds: float, label: str) -> TrialResult:
+    """Returns what a child's outcome, on the host, says of its trial."""
+    steps, most = int(outcome.num_steps), _num_steps(spec.num_samples)
+    rungs = tuple(outcome.rungs[np.isfinite(outcome.rungs)].tolist())
+    reward, failed = float(outcome.accuracy), None
+    if not np.isfinite(reward):
+        failed = f"diverged: not finite after step {steps} of {most}"
+    return TrialResult(
+        None if failed else reward,
+        failed,
+        seconds,
+        steps * BATCH_SIZE,
+        label,
+        rungs,
+        stopped=not failed and steps < most,
+    )
+
+
+def _num_steps(num_samples: int) -> np.int32:
+    return np.int32(-(-num_samples // BATCH_SIZE))
 
 
 def _num_cores() -> int:

@@ -90,7 +90,7 @@ def apply_gradients(
       groups: coefficients of each group.
       step: int32 [], 0 at the first step.
       num_steps: int32 [], steps in all.
-      training: bool []; if not, the parameters stay as they are, and the slots are of no use.
+      training: bool []; if not, parameters and slots stay as they are.
 
     Returns:
       Parameters and slots after the step.
@@ -110,7 +110,8 @@ def apply_gradients(
             jnp.stack(pair).reshape(2, *[1] * w.ndim)
             for pair in ((c.momentum, c.decay), (c.gain, 0.0), (0.0, c.square))
         )
-        slots = decay * slots + gain * g[None] + square * (g * g)[None]
+        changed = decay * slots + gain * g[None] + square * (g * g)[None]
+        slots = jnp.where(training, changed, slots)
         m, v = slots
         scale = c.adaptive * (jnp.sqrt(correct * v) + c.epsilon) + (1 - c.adaptive)
         return jnp.where(training, w - rate * m / scale, w), slots

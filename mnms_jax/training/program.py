@@ -15,11 +15,13 @@ EVALUATION_BATCH_SIZE = 256
 
 
 class Recipe(NamedTuple):
-    """A child's traced inputs."""
+    """A child's traced inputs, with R rungs at which a hopeless child is stopped."""
 
     hyperparameters: Any  # what the model reads
     optimizers: dict[str, Coefficients]  # by group of parameters
     num_steps: AnyArray  # int32 []
+    rung_steps: AnyArray  # int32 [R], ascending; those that aren't below num_steps don't count
+    rung_accuracies: AnyArray  # [R], to be reached there to go on
 
 
 class Outcome(NamedTuple):
@@ -28,12 +30,16 @@ class Outcome(NamedTuple):
     accuracy: Array  # [], on the evaluation rows; NaN when training diverged
     loss: Array  # [], of the last batch
     num_steps: Array  # int32 [], steps made
+    rungs: Array  # [R], accuracies at the rungs; NaN where it never came
 
 
 class _Loop(NamedTuple):
-    step: Array  # int32 [], steps of training, then of evaluation
+    step: Array  # int32 [], of training
+    rung: Array  # int32 [], the next one; R is the end of training, R + 1 is over
+    position: Array  # int32 [], batches of this rung's evaluation
+    correct: Array  # int32 [], of their rows
+    accuracies: Array  # [R + 1], NaN where it hasn't come yet
     loss: Array  # [], of the last batch trained on
-    correct: Array  # int32 [], evaluation rows
     params: Params
     batch_stats: Params
     slots: Params
@@ -46,9 +52,11 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
     """Returns the function seed, recipe, data -> outcome, variables (unbatched, to be jitted).
 
     Training sees shuffled batches of BATCH_SIZE rows, each epoch in another order, and stops at
-    once when the loss isn't finite. All randomness comes from the seed, uint32 []. Evaluation rows
-    go through the same compiled step with its update thrown away: a few per cent of its time, for
-    a program that compiles faster by all of a second forward pass.
+    once when the loss isn't finite. At every rung the child is evaluated, and goes on if it is good
+    enough (successive halving: Jamieson & Talwalkar 2016, arXiv:1502.07943). All randomness comes
+    from the seed, uint32 []. Evaluation rows go through the same compiled step with its update
+    thrown away: a few per cent of its time, for a program that compiles faster by all of a second
+    forward pass.
 
     Args:
       model: the child.
@@ -59,7 +67,9 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
         hyper, groups = recipe.hyperparameters, recipe.optimizers
         first_batch = jax.tree.map(lambda rows: rows[:BATCH_SIZE], data.inputs)
         variables = model.init(seed, first_batch, data.constants, hyper)
-        num_steps = recipe.num_steps + _num_batches(data.num_evaluation)
+        num_rungs = len(recipe.rung_steps)
+        ends = jnp.append(jnp.minimum(recipe.rung_steps, recipe.num_steps), recipe.num_steps)
+        needed = jnp.append(recipe.rung_accuracies, 0.0)
 
         def loss_fn(
             params: Params, loop: _Loop, rows: Array, training: Array
@@ -76,12 +86,13 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
             return cross_entropy(logits, labels), (jnp.argmax(logits, -1) == labels, batch_stats)
 
         def is_active(loop: _Loop) -> Array:
-            return (loop.step < num_steps) & jnp.isfinite(loop.loss)
+            return (loop.rung <= num_rungs) & jnp.isfinite(loop.loss)
 
         def body(loop: _Loop) -> _Loop:
             active = is_active(loop)
-            training = active & (loop.step < recipe.num_steps)
-            evaluated, counts = _evaluation_rows(loop.step - recipe.num_steps, data.num_evaluation)
+            end = ends[loop.rung]
+            training = active & (loop.step < end)
+            evaluated, counts = _evaluation_rows(loop.position, data.num_evaluation)
             rows = jnp.where(
                 training,
                 _training_rows(seed, loop.step, data.num_train),
@@ -90,17 +101,24 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
             (loss, (correct, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
                 loop.params, loop, rows, training
             )
-            counted = correct & active & ~training & counts
-            # The last step's divergence shows in the first loss of the evaluation.
-            changes = active & (training | ~jnp.isfinite(loss))
-            loss = jnp.where(changes, loss, loop.loss)
             params, slots = apply_gradients(
                 loop.params, grads, loop.slots, groups, loop.step, recipe.num_steps, training
             )
+            evaluating = active & ~training
+            position = loop.position + evaluating
+            num_correct = loop.correct + jnp.sum(correct & counts & evaluating)
+            there = position == _num_batches(data.num_evaluation)
+            accuracy = num_correct / data.num_evaluation
+            over = (end == recipe.num_steps) | (accuracy < needed[loop.rung])
+            here = there & (jnp.arange(num_rungs + 1) == loop.rung)
             return _Loop(
-                loop.step + active,
-                loss,
-                loop.correct + jnp.sum(counted),
+                loop.step + training,
+                jnp.where(there & over, num_rungs + 1, loop.rung + there),
+                jnp.where(there, 0, position),
+                jnp.where(there, 0, num_correct),
+                jnp.where(here, accuracy, loop.accuracies),
+                # The last step's divergence shows in the first loss of the evaluation.
+                jnp.where(active & (training | ~jnp.isfinite(loss)), loss, loop.loss),
                 params,
                 batch_stats,
                 slots,
@@ -112,9 +130,11 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
                 return active
             return jax.lax.pmax(active.astype(jnp.int32), axis_name) > 0
 
-        loop = jax.lax.while_loop(any_active, body, _start(variables, groups))
-        accuracy = jnp.where(jnp.isfinite(loop.loss), loop.correct / data.num_evaluation, jnp.nan)
-        outcome = Outcome(accuracy, loop.loss, jnp.minimum(loop.step, recipe.num_steps))
+        loop = jax.lax.while_loop(any_active, body, _start(variables, groups, num_rungs))
+        last = jnp.sum(jnp.isfinite(loop.accuracies)) - 1
+        accuracy = jnp.where(jnp.isfinite(loop.loss), loop.accuracies[last], jnp.nan)
+        rungs = jnp.where(recipe.rung_steps < recipe.num_steps, loop.accuracies[:-1], jnp.nan)
+        outcome = Outcome(accuracy, loop.loss, loop.step, rungs)
         return outcome, {"params": loop.params, "batch_stats": loop.batch_stats}
 
     return train
@@ -164,10 +184,19 @@ def predict(
     return logits.reshape(-1, logits.shape[-1])[:num_rows]
 
 
-def _start(variables: Params, groups: dict[str, Coefficients]) -> _Loop:
+def _start(variables: Params, groups: dict[str, Coefficients], num_rungs: int) -> _Loop:
     zero, params = jnp.int32(0), variables["params"]
-    stats = variables.get("batch_stats", {})
-    return _Loop(zero, jnp.float32(0), zero, params, stats, init_slots(params, groups))
+    return _Loop(
+        step=zero,
+        rung=zero,
+        position=zero,
+        correct=zero,
+        accuracies=jnp.full(num_rungs + 1, jnp.nan),
+        loss=jnp.float32(0),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        slots=init_slots(params, groups),
+    )
 
 
 def _take(tree: Any, rows: Array) -> Any:
