@@ -67,7 +67,9 @@ class Checkpoints:
     """The last few states of a search, numbered by round."""
 
     def __init__(self, path: pathlib.Path, max_to_keep: int = 3):
-        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=max_to_keep, cleanup_tmp_directories=True
+        )
         self._manager = ocp.CheckpointManager(path.absolute(), options=options)
 
     def save(self, step: int, state: Any) -> None:
