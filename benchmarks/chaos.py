@@ -9,7 +9,7 @@ the folder of an unfinished checkpoint appears. A search that reaches its end is
 undisturbed one, and the next begins in a new folder, until there were as many kills as asked for.
 
 Command: python -m benchmarks.chaos --kills=50 --json=chaos.json
-Cost: about eight minutes on two CPU cores, nearly all of it Python and JAX starting.
+Cost: three minutes on two CPU cores, nearly all of it Python and JAX starting.
 """
 
 import collections
@@ -180,7 +180,7 @@ def undisturbed(path: pathlib.Path) -> tuple[list[Trial], tuple[float, float]]:
     times.append(time.monotonic())
     life.end()
     times.append(time.monotonic())
-    return _trials(path), (times[1] - times[0], times[2] - times[1])
+    return trials_of(path), (times[1] - times[0], times[2] - times[1])
 
 
 def disturbed(
@@ -210,7 +210,12 @@ def disturbed(
         logging.info("kill %d, %s: %d lines", len(deaths), death, len(_lines(path)) - 1)
     else:
         Life(path).end()
-    trials = _trials(path)
+    return compare(path, whole, deaths)
+
+
+def compare(path: pathlib.Path, whole: list[Trial], deaths: list[Death]) -> Search:
+    """Compares the trials of a search that has ended with those of the undisturbed one."""
+    trials = trials_of(path)
     names = collections.Counter(trial[:2] for trial in trials)
     lost = len({trial[:2] for trial in whole} - set(names))
     return Search(deaths, lost, names.total() - len(names), trials == whole)
@@ -244,15 +249,16 @@ def show(figures: dict[str, Any], console: rich.console.Console) -> None:
     console.print(table)
 
 
+def trials_of(path: pathlib.Path) -> list[Trial]:
+    """Returns the trials in the log of a folder, without their seconds."""
+    rows = [json.loads(line) for line in _lines(path)[:-1]]
+    return [(row["task"], row["trial"], {**row, "seconds": None}) for row in rows]
+
+
 def _lines(path: pathlib.Path) -> list[bytes]:
     """Returns the log's lines, and what stands after the last one's end."""
     log = path / "trials.jsonl"
     return (log.read_bytes() if log.exists() else b"").split(b"\n")
-
-
-def _trials(path: pathlib.Path) -> list[Trial]:
-    rows = [json.loads(line) for line in _lines(path)[:-1]]
-    return [(row["task"], row["trial"], {**row, "seconds": None}) for row in rows]
 
 
 def _unfinished(path: pathlib.Path) -> set[tuple[str, int]]:

@@ -4,9 +4,11 @@ import dataclasses
 import errno
 import logging as stdlib_logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -15,30 +17,38 @@ from mnms_jax.config import Config
 from mnms_jax.tasks.packaged import cache_folder
 from mnms_jax.types import UserError
 
-_ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM came: the machine is wanted back."""
 
 
 def run_main(main: Callable[[], Any]) -> None:
     """Runs the main function of a program whose flags are defined, then exits.
 
     A mistake that the user can mend, a full or read-only disk and an interrupt from the keyboard
-    are told in one line; any other error keeps its traceback.
+    are told in one line and exit with 1; any other error keeps its traceback. SIGTERM, by which
+    machines are taken back, ends the program with 0: what was done is on the disk.
     """
 
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"no arguments but flags are taken, got {' '.join(argv[1:])}")
         _prepare_process()
+        signal.signal(signal.SIGTERM, _terminate)
         try:
             main()
         except UserError as error:
-            sys.exit(f"error: {error}")
+            _leave(1, f"error: {error}")
         except KeyboardInterrupt:
-            sys.exit("stopped; the same command goes on from here")
+            _leave(1, "stopped; the same command goes on from here")
+        except _TerminatedError:
+            _leave(0, "terminated; what was done is kept, and the same command goes on from here")
         except OSError as error:
             if error.errno not in _ENVIRONMENT_ERRORS:
                 raise
-            sys.exit(f"error: {error}; mend that, and the same command goes on from here")
+            _leave(1, f"error: {error}; mend that, and the same command goes on from here")
 
     app.run(guarded)
 
@@ -73,6 +83,18 @@ def config_from_flags() -> Config:
         value = flags.FLAGS[field.name].value
         values[field.name] = tuple(value) if isinstance(value, list) else value
     return Config(**values)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise _TerminatedError
+
+
+def _leave(status: int, message: str) -> NoReturn:
+    """Exits at once, without waiting for children that are still being trained or compiled."""
+    print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _is_shown(record: stdlib_logging.LogRecord) -> bool:

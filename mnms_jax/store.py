@@ -70,11 +70,17 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=max_to_keep, cleanup_tmp_directories=True
         )
+        self._path = path
         self._manager = ocp.CheckpointManager(path.absolute(), options=options)
 
     def save(self, step: int, state: Any) -> None:
-        """Writes a pytree of arrays, in the background; a crash meanwhile leaves the one before."""
-        self._manager.save(step, args=ocp.args.StandardSave(state))
+        """Writes a pytree of arrays, in the background; a crash meanwhile leaves the one before.
+
+        Raises:
+          UserError: this one, or the one before, can't be written.
+        """
+        with self._writing():
+            self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def restore(self, like: Any) -> Any | None:
         """Returns the newest state that can be read, or None; `like` gives shapes and types."""
@@ -88,7 +94,24 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        self._manager.close()
+        """Waits until all is written.
+
+        Raises:
+          UserError: it can't be.
+        """
+        with self._writing():
+            self._manager.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # orbax and tensorstore have no common error
+            reason = str(error).rpartition(": ")[2].partition(" [")[0]
+            raise UserError(
+                f"a checkpoint can't be written to {self._path} ({reason}); mend that, and the "
+                "same command goes on from here"
+            ) from error
 
 
 class Workdir(NamedTuple):
@@ -148,7 +171,10 @@ def write_json(path: pathlib.Path, data: Any) -> None:
     """Writes a JSON file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
