@@ -106,6 +106,8 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
+        except TimeoutError as error:  # by the wall clock, which may have jumped
+            logging.warning("a checkpoint isn't kept, the log is: %s", error)
         except Exception as error:  # orbax and tensorstore have no common error
             reason = str(error).rpartition(": ")[2].partition(" [")[0]
             raise UserError(
