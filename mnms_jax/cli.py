@@ -6,6 +6,7 @@ import logging as stdlib_logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
@@ -14,6 +15,7 @@ import jax
 from absl import app, flags, logging
 
 from mnms_jax.config import Config
+from mnms_jax.devices import HEARTBEAT_SECONDS, connect_processes
 from mnms_jax.tasks.packaged import cache_folder
 from mnms_jax.types import UserError
 
@@ -37,7 +39,9 @@ def run_main(main: Callable[[], Any]) -> None:
             raise app.UsageError(f"no arguments but flags are taken, got {' '.join(argv[1:])}")
         _prepare_process()
         signal.signal(signal.SIGTERM, _terminate)
+        connected = False
         try:
+            connected = _connect()
             main()
         except UserError as error:
             _leave(1, f"error: {error}")
@@ -49,12 +53,20 @@ def run_main(main: Callable[[], Any]) -> None:
             if error.errno not in _ENVIRONMENT_ERRORS:
                 raise
             _leave(1, f"error: {error}; mend that, and the same command goes on from here")
+        except Exception:
+            if not connected:
+                raise
+            # An ordinary exit would wait minutes for the other processes.
+            _leave(1, traceback.format_exc())
 
     app.run(guarded)
 
 
 def define_flags(**defaults: Any) -> None:
-    """Defines an absl flag for every field of Config; defaults replace the fields' own."""
+    """Defines an absl flag for every field of Config; defaults replace the fields' own.
+
+    And the flags of a run of several processes, which are no part of what is searched.
+    """
     for field in dataclasses.fields(Config):
         default = defaults.get(field.name, field.default)
         help_text, choices = field.metadata["help"], field.metadata["choices"]
@@ -70,6 +82,14 @@ def define_flags(**defaults: Any) -> None:
             flags.DEFINE_float(field.name, default, help_text)
         else:
             flags.DEFINE_string(field.name, default, help_text)
+    flags.DEFINE_boolean(
+        "distributed", False, "Join the processes that run the same command on other hosts."
+    )
+    flags.DEFINE_string(
+        "coordinator_address", None, "HOST:PORT of process 0; on clusters found out by itself."
+    )
+    flags.DEFINE_integer("num_processes", None, "Processes of the run; likewise.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "This one's number, from 0; likewise.", lower_bound=0)
 
 
 def config_from_flags() -> Config:
@@ -83,6 +103,25 @@ def config_from_flags() -> Config:
         value = flags.FLAGS[field.name].value
         values[field.name] = tuple(value) if isinstance(value, list) else value
     return Config(**values)
+
+
+def _connect() -> bool:
+    """Joins the other processes where the flags say so, and returns whether they do."""
+    names = ("coordinator_address", "num_processes", "process_id")
+    if "distributed" not in flags.FLAGS:  # a program without the flags of Config
+        return False
+    values = [flags.FLAGS[name].value for name in names]
+    if flags.FLAGS.distributed:
+        connect_processes(*values)
+        logging.info(
+            "process %d of %d; should another one die, this one ends too, within %d seconds",
+            jax.process_index(),
+            jax.process_count(),
+            HEARTBEAT_SECONDS + 10,
+        )
+    elif values != [None] * len(names):
+        raise UserError(f"--{', --'.join(names)}: these go with --distributed")
+    return flags.FLAGS.distributed
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
