@@ -4,47 +4,69 @@ import dataclasses
 import errno
 import logging as stdlib_logging
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
 
 from mnms_jax.config import Config
+from mnms_jax.devices import HEARTBEAT_SECONDS, connect_processes
 from mnms_jax.tasks.packaged import cache_folder
 from mnms_jax.types import UserError
 
-_ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM came: the machine is wanted back."""
 
 
 def run_main(main: Callable[[], Any]) -> None:
     """Runs the main function of a program whose flags are defined, then exits.
 
     A mistake that the user can mend, a full or read-only disk and an interrupt from the keyboard
-    are told in one line; any other error keeps its traceback.
+    are told in one line and exit with 1; any other error keeps its traceback. SIGTERM, by which
+    machines are taken back, ends the program with 0: what was done is on the disk.
     """
 
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"no arguments but flags are taken, got {' '.join(argv[1:])}")
         _prepare_process()
+        signal.signal(signal.SIGTERM, _terminate)
+        connected = False
         try:
+            connected = _connect()
             main()
         except UserError as error:
-            sys.exit(f"error: {error}")
+            _leave(1, f"error: {error}")
         except KeyboardInterrupt:
-            sys.exit("stopped; the same command goes on from here")
+            _leave(1, "stopped; the same command goes on from here")
+        except _TerminatedError:
+            _leave(0, "terminated; what was done is kept, and the same command goes on from here")
         except OSError as error:
             if error.errno not in _ENVIRONMENT_ERRORS:
                 raise
-            sys.exit(f"error: {error}; mend that, and the same command goes on from here")
+            _leave(1, f"error: {error}; mend that, and the same command goes on from here")
+        except Exception:
+            if not connected:
+                raise
+            # An ordinary exit would wait minutes for the other processes.
+            _leave(1, traceback.format_exc())
 
     app.run(guarded)
 
 
 def define_flags(**defaults: Any) -> None:
-    """Defines an absl flag for every field of Config; defaults replace the fields' own."""
+    """Defines an absl flag for every field of Config; defaults replace the fields' own.
+
+    And the flags of a run of several processes, which are no part of what is searched.
+    """
     for field in dataclasses.fields(Config):
         default = defaults.get(field.name, field.default)
         help_text, choices = field.metadata["help"], field.metadata["choices"]
@@ -60,6 +82,14 @@ def define_flags(**defaults: Any) -> None:
             flags.DEFINE_float(field.name, default, help_text)
         else:
             flags.DEFINE_string(field.name, default, help_text)
+    flags.DEFINE_boolean(
+        "distributed", False, "Join the processes that run the same command on other hosts."
+    )
+    flags.DEFINE_string(
+        "coordinator_address", None, "HOST:PORT of process 0; on clusters found out by itself."
+    )
+    flags.DEFINE_integer("num_processes", None, "Processes of the run; likewise.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "This one's number, from 0; likewise.", lower_bound=0)
 
 
 def config_from_flags() -> Config:
@@ -73,6 +103,37 @@ def config_from_flags() -> Config:
         value = flags.FLAGS[field.name].value
         values[field.name] = tuple(value) if isinstance(value, list) else value
     return Config(**values)
+
+
+def _connect() -> bool:
+    """Joins the other processes where the flags say so, and returns whether they do."""
+    names = ("coordinator_address", "num_processes", "process_id")
+    if "distributed" not in flags.FLAGS:  # a program without the flags of Config
+        return False
+    values = [flags.FLAGS[name].value for name in names]
+    if flags.FLAGS.distributed:
+        connect_processes(*values)
+        logging.info(
+            "process %d of %d; should another one die, this one ends too, within %d seconds",
+            jax.process_index(),
+            jax.process_count(),
+            HEARTBEAT_SECONDS + 10,
+        )
+    elif values != [None] * len(names):
+        raise UserError(f"--{', --'.join(names)}: these go with --distributed")
+    return flags.FLAGS.distributed
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise _TerminatedError
+
+
+def _leave(status: int, message: str) -> NoReturn:
+    """Exits at once, without waiting for children that are still being trained or compiled."""
+    print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _is_shown(record: stdlib_logging.LogRecord) -> bool:

@@ -101,3 +101,6 @@ RESUMABLE = (
     "num_workers",
     "data_dir",
 )
+
+# The processes of one run may have other values of these.
+LOCAL = ("embeddings", "num_workers", "data_dir")

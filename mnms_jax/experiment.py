@@ -2,12 +2,15 @@
 
 import contextlib
 import dataclasses
+import functools
+import json
 import os
 import pathlib
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -18,8 +21,9 @@ from absl import logging
 import mnms_jax
 from mnms_jax.advantage import ADVANTAGES
 from mnms_jax.children.text import PRESETS, TextArchitecture, TextPreprocessing, make_text_family
-from mnms_jax.config import RESUMABLE, Config
+from mnms_jax.config import LOCAL, RESUMABLE, Config
 from mnms_jax.controller import choice_frequencies, make_policy, make_random_policy
+from mnms_jax.devices import exchange, from_first
 from mnms_jax.export import SavedController, TextChild, save_child, save_controller
 from mnms_jax.learner import make_null_learner, make_ppo_learner, make_reinforce_learner
 from mnms_jax.report import (
@@ -112,6 +116,9 @@ def make_search_from(config: Config, bench: Bench) -> tuple[Policy, Search]:
 def run_experiment(config: Config) -> dict:
     """Searches, tests the best children once, and writes all that was found into the workdir.
 
+    In a run of several processes all call this with the same configuration, and the first one
+    alone writes, tests and prints.
+
     Returns:
       The final table as plain JSON data, as summary.json in the workdir has it.
 
@@ -132,10 +139,19 @@ def run_experiment(config: Config) -> dict:
             random_workdir = stack.enter_context(_open(path / "random", rival, bench))
             _search(rival, bench, random_workdir, limit)
             random_records = random_workdir.log.records
-        return _conclude(config, bench, path, policy, state, records, random_records)
+        conclude = functools.partial(
+            _conclude, config, bench, path, policy, state, records, random_records
+        )
+        return json.loads(from_first(lambda: json.dumps(conclude()).encode()))
 
 
-def _open(path: pathlib.Path, config: Config, bench: Bench) -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def _open(path: pathlib.Path, config: Config, bench: Bench) -> Iterator[Workdir]:
+    """Opens a search's folder; processes but the first get a passing one, with the same log.
+
+    Raises:
+      UserError: see `open_workdir`, or the processes were started with different flags.
+    """
     fields = dataclasses.asdict(config)
     del fields["workdir"]  # a folder may be moved
     identity = {
@@ -144,7 +160,38 @@ def _open(path: pathlib.Path, config: Config, bench: Bench) -> contextlib.Abstra
         "data": bench.inputs.digests,
         "versions": {module.__name__: module.__version__ for module in (mnms_jax, jax, flax)},
     }
-    return open_workdir(path, identity, (*RESUMABLE, "versions"))
+    _check_equal(identity)
+    with contextlib.ExitStack() as stack:
+
+        def open_folder(path: pathlib.Path) -> Workdir:
+            return stack.enter_context(open_workdir(path, identity, (*RESUMABLE, "versions")))
+
+        opened = []
+
+        def open_first() -> bytes:
+            opened.append(open_folder(path))
+            return opened[0].log.content
+
+        content = from_first(open_first)
+        if not opened:
+            copy = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mnms-")))
+            (copy / "trials.jsonl").write_bytes(content)
+            opened.append(open_folder(copy))
+        yield opened[0]
+
+
+def _check_equal(identity: Mapping[str, Any]) -> None:
+    """Checks that all processes make the same search; cores and files may be elsewhere."""
+    own = {key: value for key, value in identity.items() if key not in LOCAL}
+    first, *others = exchange(json.dumps(own).encode())
+    for number, other in enumerate(others, 1):
+        if other != first:
+            ours, theirs = json.loads(first), json.loads(other)
+            keys = ", ".join(key for key in ours if ours[key] != theirs.get(key))
+            raise UserError(
+                f"process {number} makes another search than process 0 (they differ in: {keys}); "
+                "start all with the same flags, data and versions"
+            )
 
 
 def _search(
@@ -160,7 +207,8 @@ def _search(
         config.early_stopping,
     )
     state = search.init(jax.random.key(config.seed))
-    with Tracker(workdir.path / "tensorboard") as tracker:
+    console = rich.console.Console(stderr=True, quiet=jax.process_index() > 0)
+    with Tracker(workdir.path / "tensorboard", console) as tracker:
         return policy, run_rounds(setup, state, workdir, tracker, config.learner)
 
 

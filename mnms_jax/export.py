@@ -17,7 +17,7 @@ from mnms_jax.children.text import (
     make_text_model,
 )
 from mnms_jax.space import SearchSpace
-from mnms_jax.store import replaced_folder, write_json
+from mnms_jax.store import replaced_folder, this_process, write_json, writing
 from mnms_jax.tasks.text import TextEncoder, encode, make_batch
 from mnms_jax.training.program import predict
 from mnms_jax.types import Choice, Params, UserError
@@ -139,7 +139,7 @@ def load_controller(path: str | pathlib.Path) -> SavedController:
 def _save(path: pathlib.Path, kind: str, description: dict[str, Any], arrays: Any) -> None:
     with replaced_folder(path) as new:
         write_json(new / f"{kind}.json", description)
-        with ocp.StandardCheckpointer() as checkpointer:
+        with writing(path), _checkpointer() as checkpointer:
             # As NumPy arrays, which any number and kind of devices can load.
             checkpointer.save((new / "arrays").absolute(), jax.tree.map(np.asarray, arrays))
 
@@ -147,7 +147,11 @@ def _save(path: pathlib.Path, kind: str, description: dict[str, Any], arrays: An
 def _load(path: pathlib.Path, kind: str) -> tuple[dict[str, Any], Any]:
     try:
         description = json.loads((path / f"{kind}.json").read_text(encoding="utf-8"))
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             return description, checkpointer.restore((path / "arrays").absolute())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} holds no {kind} that can be read: {error}") from error
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    return ocp.StandardCheckpointer(multiprocessing_options=this_process())

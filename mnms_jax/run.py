@@ -6,10 +6,12 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from mnms_jax.devices import exchange, from_first
 from mnms_jax.learner import Metrics
 from mnms_jax.search import Proposal, Search, SearchState
 from mnms_jax.space import SearchSpace
@@ -70,6 +72,10 @@ def run_rounds(
     what follows from them. A search that was killed at any moment therefore ends with the trials of
     one that was not; children that were still being trained are trained again, with equal results.
 
+    In a run of several processes all call this, with logs that hold the same trials. Each trains
+    its share of a round's children and is told the others' results, so that states and logs stay
+    equal everywhere.
+
     Args:
       setup: the search, its tasks and its budget.
       state: the state at the start, used when the workdir holds none.
@@ -89,7 +95,7 @@ def run_rounds(
     start, num_before = time.monotonic(), len(workdir.log.records)
     num_rounds = -(-setup.budget.num_trials * len(setup.task_names) // trials_per_round)
     for round_index in range(int(state.step), num_rounds):
-        if time.monotonic() > setup.budget.deadline:
+        if _is_over(setup, workdir.log, (round_index + 1) * trials_per_round):
             break
         proposal = setup.search.ask(state)
         records = _train_round(setup, proposal, round_index, workdir.log)
@@ -132,6 +138,17 @@ def rung_accuracies(
     return [
         float(np.quantile(a, share)) if len(a) >= _LEAST_AT_RUNG else -np.inf for a in accuracies
     ]
+
+
+def _is_over(setup: RoundSetup, log: TrialLog, num_trials: int) -> bool:
+    """Returns whether the time is up before a round, at whose end so many trials are done.
+
+    A round that the log holds takes no time. All processes go by the first one's clock.
+    """
+    most = min(num_trials, setup.budget.num_trials * len(setup.task_names))
+    if len(log.records) >= most:
+        return False
+    return from_first(lambda: b"over" * (time.monotonic() > setup.budget.deadline)) != b""
 
 
 def _train_round(
@@ -189,7 +206,7 @@ def _train_new(
         if _identity(request.task_name, request.design) not in known:
             fresh.setdefault(_identity(request.task_name, request.design), request)
     identities = list(fresh)
-    with contextlib.closing(trainer.train(list(fresh.values()))) as outcomes:
+    with contextlib.closing(_train_shared(trainer, list(fresh.values()))) as outcomes:
         for request in requests:
             identity = _identity(request.task_name, request.design)
             while identity not in known:
@@ -202,6 +219,20 @@ def _train_new(
             yield TrialRecord(
                 request.task_name, request.trial, design, **result._asdict(), round=round_index
             )
+
+
+def _train_shared(
+    trainer: Trainer, requests: Sequence[Request]
+) -> Generator[tuple[int, TrialResult]]:
+    """Yields what `Trainer.train` does, in every process; each has trained its share."""
+    first, step = jax.process_index(), jax.process_count()
+    if step == 1:
+        yield from trainer.train(requests)
+        return
+    own = [(first + step * i, result) for i, result in trainer.train(requests[first::step])]
+    for message in exchange(json.dumps(own).encode()):
+        for index, result in json.loads(message):
+            yield index, TrialResult(*result)
 
 
 def _known_results(log: TrialLog) -> dict[str, tuple[int, TrialResult]]:

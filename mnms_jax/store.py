@@ -9,6 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -53,6 +56,11 @@ class TrialLog:
                     f"{path}, line {number}: not a trial; mend the line, or remove it and all after"
                 ) from None
 
+    @property
+    def content(self) -> bytes:
+        """The whole lines of the file."""
+        return self._path.read_bytes()[: self._size] if self._size else b""
+
     def append(self, record: TrialRecord) -> None:
         """Writes a trial to the disk, and returns once it is there."""
         line = (json.dumps(record._asdict(), ensure_ascii=False) + "\n").encode()
@@ -69,26 +77,87 @@ class Checkpoints:
     """The last few states of a search, numbered by round."""
 
     def __init__(self, path: pathlib.Path, max_to_keep: int = 3):
-        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
+        path.mkdir(exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=max_to_keep,
+            create=False,
+            cleanup_tmp_directories=True,
+            multiprocessing_options=this_process(),
+        )
+        self._path = path
         self._manager = ocp.CheckpointManager(path.absolute(), options=options)
 
     def save(self, step: int, state: Any) -> None:
-        """Writes a pytree of arrays, in the background; a crash meanwhile leaves the one before."""
-        self._manager.save(step, args=ocp.args.StandardSave(state))
+        """Writes a pytree of arrays, in the background; a crash meanwhile leaves the one before.
+
+        The first process alone writes.
+
+        Raises:
+          UserError: this one, or the one before, can't be written.
+        """
+        if jax.process_index() > 0:
+            return
+        arrays = jax.tree.map(_to_host, state)
+        with writing(self._path):
+            self._manager.save(step, args=ocp.args.StandardSave(arrays))
 
     def restore(self, like: Any) -> Any | None:
         """Returns the newest state that can be read, or None; `like` gives shapes and types."""
+        arrays = jax.tree.map(_to_host, like)
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+                found = self._manager.restore(step, args=ocp.args.StandardRestore(arrays))
             except Exception as error:  # orbax and tensorstore have no common error
                 logging.warning(
                     "checkpoint %d can't be read, going on from the one before: %s", step, error
                 )
+            else:
+                return jax.tree.map(_from_host, like, found)
         return None
 
     def close(self) -> None:
-        self._manager.close()
+        """Waits until all is written.
+
+        Raises:
+          UserError: it can't be.
+        """
+        with writing(self._path):
+            self._manager.close()
+
+
+def this_process() -> ocp.options.MultiprocessingOptions:
+    """Returns options by which Orbax waits for no other process: each writes what is its own."""
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+
+
+@contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """Turns what Orbax raises while it writes into a folder into a UserError."""
+    try:
+        yield
+    except TimeoutError as error:  # by the wall clock, which may have jumped
+        logging.warning("a checkpoint isn't kept, the log is: %s", error)
+    except Exception as error:  # orbax and tensorstore have no common error
+        reason = str(error).rpartition(": ")[2].partition(" [")[0]
+        raise UserError(
+            f"a checkpoint can't be written to {path} ({reason}); mend that, and the same command "
+            "goes on from here"
+        ) from error
+
+
+def _is_key(array: Any) -> bool:
+    return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
+def _to_host(array: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(array) if _is_key(array) else array)
+
+
+def _from_host(like: Any, array: np.ndarray) -> jax.Array:
+    if _is_key(like):
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+    return jnp.asarray(array)
 
 
 class Workdir(NamedTuple):
@@ -148,7 +217,10 @@ def write_json(path: pathlib.Path, data: Any) -> None:
     """Writes a JSON file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

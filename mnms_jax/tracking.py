@@ -2,7 +2,6 @@
 
 import math
 import pathlib
-import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -58,7 +57,8 @@ class Tracker:
         if self._live:
             self._live.update(_as_table(progress), refresh=True)
         else:
-            print(_as_line(progress), file=sys.stderr, flush=True)
+            line = _as_line(progress)
+            self._console.print(line, soft_wrap=True, markup=False, highlight=False)
         scalars = {
             **{f"reward/{task}": value for task, value in progress.mean_reward.items()},
             **{f"best/{task}": value for task, value in progress.best_reward.items()},

@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import time
 
 import jax
 import pytest
@@ -174,6 +175,15 @@ def test_a_damaged_newest_checkpoint_changes_nothing(tmp_path, family, trainer, 
     for path in (tmp_path / "checkpoints" / "2").rglob("*"):
         if path.is_file():
             path.write_bytes(b"garbage")
+    search_in(tmp_path, family, trainer)
+    assert lines(tmp_path) == lines(whole[0])
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, family, trainer, whole, monkeypatch):
+    days = itertools.cycle((0, 400, -400))
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 86400 * next(days))
+    search_in(tmp_path, family, trainer, num_trials=4, deadline=time.monotonic() + 600)
     search_in(tmp_path, family, trainer)
     assert lines(tmp_path) == lines(whole[0])
 

@@ -1,0 +1,97 @@
+"""Real processes that search are stopped in every way; what they leave is gone on from."""
+
+import json
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import mnms_jax
+from benchmarks.chaos import compare, trials_of
+
+ROOT = pathlib.Path(mnms_jax.__file__).parent.parent
+TRIALS = 12
+
+
+def start(path, **kwargs):
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.chaos", f"--search={path}", f"--trials={TRIALS}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **kwargs,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    process = start(path)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    return trials_of(path)
+
+
+def assert_goes_on(path, whole):
+    assert len(trials_of(path)) < len(whole)
+    process = start(path)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert trials_of(path) == whole
+
+
+def test_sigterm_saves_and_says_how_to_go_on(tmp_path, whole):
+    process = start(tmp_path / "w")
+    assert process.stdout.readline() == "ready\n"
+    while "round 2/" not in (line := process.stderr.readline()):
+        assert line, "it ended before it could be stopped"
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0
+    last = errors.strip().splitlines()[-1]
+    assert last == "terminated; what was done is kept, and the same command goes on from here"
+    kept = sorted(path.name for path in (tmp_path / "w" / "checkpoints").iterdir())
+    assert "2" in kept and all(name.isdigit() for name in kept)
+    assert_goes_on(tmp_path / "w", whole)
+
+
+def test_a_disk_too_full_for_a_checkpoint_is_one_clear_line_at_the_end(tmp_path, whole):
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    process = start(tmp_path / "w", preexec_fn=small_files)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 1
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith(f"error: a checkpoint can't be written to {tmp_path / 'w'}/checkpoints")
+    assert last.endswith("mend that, and the same command goes on from here")
+    assert_goes_on(tmp_path / "w", whole)
+
+
+def test_chaos(tmp_path):
+    figures = tmp_path / "chaos.json"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks.chaos", "--kills=3", f"--trials={TRIALS}"),
+            f"--json={figures}",
+        ],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    found = json.loads(figures.read_text())
+    assert found["kills"] == 3 and found["equal"] is True
+    assert found["lost"] == found["duplicated"] == 0
+    assert found["moments"] == {"start": 1, "search": 1, "checkpoint": 1}
+
+
+def test_chaos_notices_what_is_lost_or_twice(tmp_path):
+    rows = [json.dumps({"task": "a", "trial": i, "seconds": i}) + "\n" for i in (0, 2, 2)]
+    (tmp_path / "trials.jsonl").write_text("".join(rows))
+    undisturbed = [("a", i, {"task": "a", "trial": i, "seconds": None}) for i in range(3)]
+    found = compare(tmp_path, undisturbed, [])
+    assert (found.lost, found.duplicated, found.equal) == (1, 1, False)
