@@ -156,7 +156,7 @@ def _to_host(array: Any) -> np.ndarray:
 
 def _from_host(like: Any, array: np.ndarray) -> jax.Array:
     if _is_key(like):
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
     return jnp.asarray(array)
 
 

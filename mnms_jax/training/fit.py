@@ -287,7 +287,7 @@ def _with_lanes(model: ChildModel, lanes: int) -> Callable:
 
 def _result(outcome: Outcome, spec: ChildSpec, seconds: float, label: str) -> TrialResult:
     """Returns what a child's outcome, on the host, says of its trial."""
-    steps, most = int(outcome.num_steps), _num_steps(spec.num_samples)
+    steps, most = int(outcome.num_steps), int(_num_steps(spec.num_samples))
     rungs = tuple(outcome.rungs[np.isfinite(outcome.rungs)].tolist())
     reward, failed = float(outcome.accuracy), None
     if not np.isfinite(reward):
