@@ -1,6 +1,7 @@
 import threading
 import time
 
+import jax
 import pytest
 from toy import make_family, make_task, make_trainer
 
@@ -122,10 +123,43 @@ def test_chunks_are_of_one_architecture_and_what_is_compiled_comes_first(family)
         Chunk(deep, (1,)),
         Chunk(deep, (3,)),
     ]
-    assert plan_chunks(specs, 2, {deep}) == [
+    assert plan_chunks(specs, lambda _: 2, {deep}) == [
         Chunk(deep, (1, 3)),
         Chunk(flat, (0, 2)),
         Chunk(flat, (4,)),
     ]
     assert plan_chunks([]) == []
     assert (default_lanes("cpu"), default_lanes("gpu")) == (1, 8)
+
+
+@pytest.mark.parametrize(("fitting", "programs"), [(4, 1), (2, 2), (1, 3)])
+def test_children_that_do_not_fit_into_the_memory_are_trained_by_fewer_at_once(
+    family, fitting, programs
+):
+    wanted = [Request(0, "one", trial, design(family)) for trial in range(6)]
+    expected = dict(make_trainer((TASK,), family, lanes=fitting).train(wanted))
+    trainer = make_trainer((TASK,), family, lanes=4, num_workers=2)
+    run = trainer._run
+
+    def run_if_it_fits(program, members):
+        if program.num_children > fitting:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return run(program, members)
+
+    trainer._run = run_if_it_fits
+    for _ in range(2):
+        found = dict(trainer.train(wanted))
+        for i in range(6):
+            assert found[i]._replace(seconds=0) == expected[i]._replace(seconds=0)
+    assert trainer.stats.programs == programs
+
+
+def test_a_child_that_does_not_fit_alone_has_failed(family):
+    trainer = make_trainer((TASK,), family)
+
+    def run(program, members):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    trainer._run = run
+    result = dict(trainer.train([Request(0, "one", 0, design(family))]))[0]
+    assert (result.reward, result.failed) == (None, "out of memory")

@@ -10,7 +10,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,8 @@ class Trainer:
       num_workers: threads that train at once; 0: one a core on CPUs, else 2. XLA computes outside
         Python's lock.
       lanes: children that a device trains at once; by default what suits the backend. Numbers are
-        rounded otherwise with another number.
+        rounded otherwise with another number. An architecture that doesn't fit into the device's
+        memory gets half as many, and again.
       devices: that each chunk of children is spread over; by default `trial_devices()`.
       max_programs: programs kept, the last used ones.
       rung_samples: training examples seen, ascending, after which children are evaluated and
@@ -118,12 +119,12 @@ class Trainer:
         devices = list(trial_devices() if devices is None else devices)
         self._sharding = trial_sharding(devices)
         self._platform = devices[0].platform
-        self._lanes = default_lanes(self._platform) if lanes is None else lanes
-        self._chunk_size = self._lanes * len(devices)
+        lanes = default_lanes(self._platform) if lanes is None else lanes
+        self._lanes: dict[Hashable, int] = collections.defaultdict(lambda: lanes)
         num_workers = num_workers or (_num_cores() if self._platform == "cpu" else 2)
         self._workers = concurrent.futures.ThreadPoolExecutor(num_workers, "mnms-train")
         self._compilers = concurrent.futures.ThreadPoolExecutor(num_workers, "mnms-compile")
-        self._programs: collections.OrderedDict[Hashable, concurrent.futures.Future[Callable]] = (
+        self._programs: collections.OrderedDict[Hashable, _FutureProgram] = (
             collections.OrderedDict()
         )
         self._max_programs = max_programs
@@ -155,12 +156,12 @@ class Trainer:
             except BaseException as error:
                 results.put(error)
 
-        def train_chunk(chunk: Chunk, program: concurrent.futures.Future) -> None:
+        def train_chunk(chunk: Chunk, program: "_FutureProgram") -> None:
             members = [(requests[i], specs[i]) for i in chunk.members]
             for index, result in zip(chunk.members, self._train(program, members), strict=True):
                 results.put((index, result))
 
-        def submit(chunk: Chunk, program: concurrent.futures.Future) -> None:
+        def submit(chunk: Chunk, program: "_FutureProgram") -> None:
             self._workers.submit(guarded, train_chunk, chunk, program)
 
         for chunk in plan_chunks(specs, self._chunk_size, self._compiled()):
@@ -184,9 +185,13 @@ class Trainer:
         return jax.tree.map(lambda x: x[0], jax.device_get(outputs))
 
     def _train(
-        self, program: concurrent.futures.Future, members: Sequence[tuple[Request, ChildSpec]]
+        self, program: "_FutureProgram", members: Sequence[tuple[Request, ChildSpec]]
     ) -> list[TrialResult]:
-        """Trains the children of a chunk and returns their results."""
+        """Trains children of one architecture and returns their results."""
+        size = program.result().num_children
+        if len(members) > size:
+            parts = [members[start : start + size] for start in range(0, len(members), size)]
+            return [result for part in parts for result in self._train(program, part)]
         label = str(members[0][1].architecture)
         start = time.perf_counter()
         outcomes = None
@@ -199,6 +204,8 @@ class Trainer:
         seconds = time.perf_counter() - start
         with self._lock:
             self._run_seconds += seconds
+        if outcomes is None and self._halve(members[0][1].architecture, size):
+            return self._train(self._program(*members[0]), members)
         seconds /= len(members)
         if outcomes is None:
             return [TrialResult(None, "out of memory", seconds, 0, label)] * len(members)
@@ -207,14 +214,27 @@ class Trainer:
             for i, (_, spec) in enumerate(members)
         ]
 
+    def _halve(self, architecture: Hashable, size: int) -> bool:
+        """Has a program that is too large replaced by one of half the lanes; not one of a lane."""
+        with self._lock:
+            if size == self._sharding.num_devices:
+                return False
+            if size == self._chunk_size(architecture):  # else another chunk was here first
+                self._lanes[architecture] = size // self._sharding.num_devices // 2
+                self._programs.pop(architecture, None)
+            return True
+
     def _run(
-        self, program: Callable, members: Sequence[tuple[Request, ChildSpec]]
+        self, program: "_Program", members: Sequence[tuple[Request, ChildSpec]]
     ) -> tuple[Outcome, Params]:
         """Returns outcomes and variables of a chunk, stacked; more than members in a short one."""
         inputs = [self._inputs(request, spec) for request, spec in members]
-        inputs += inputs[-1:] * (self._chunk_size - len(inputs))
+        inputs += inputs[-1:] * (program.num_children - len(inputs))
         stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *inputs)
-        return program(*jax.device_put(stacked, self._sharding))
+        return program.run(*jax.device_put(stacked, self._sharding))
+
+    def _chunk_size(self, architecture: Hashable) -> int:
+        return self._lanes[architecture] * self._sharding.num_devices
 
     def _inputs(self, request: Request, spec: ChildSpec) -> tuple[Array, Recipe, ChildData]:
         optimizers = {name: coefficients(s) for name, s in spec.optimizers.items()}
@@ -234,7 +254,7 @@ class Trainer:
         with self._lock:
             return {key for key, program in self._programs.items() if program.done()}
 
-    def _program(self, request: Request, spec: ChildSpec) -> concurrent.futures.Future:
+    def _program(self, request: Request, spec: ChildSpec) -> "_FutureProgram":
         """Returns the program that trains a child, compiled or being compiled."""
         with self._lock:
             architecture = spec.architecture
@@ -252,24 +272,33 @@ class Trainer:
                 if program.cancel():
                     del self._programs[architecture]
 
-    def _compile(self, request: Request, spec: ChildSpec) -> Callable:
-        start = time.perf_counter()
+    def _compile(self, request: Request, spec: ChildSpec) -> "_Program":
+        start, lanes = time.perf_counter(), self._lanes[spec.architecture]
+        num_children = lanes * self._sharding.num_devices
         with self._clock.busy(compiling=1):
             inputs = self._inputs(request, spec)
             model = self._family.make_model(spec.architecture, self._num_classes)
             stacked = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(
-                    (self._chunk_size, *np.shape(x)), x.dtype, sharding=self._sharding
+                    (num_children, *np.shape(x)), x.dtype, sharding=self._sharding
                 ),
                 inputs,
             )
-            program = map_trials(_with_lanes(model, self._lanes), self._sharding)
+            program = map_trials(_with_lanes(model, lanes), self._sharding)
             lowered = jax.jit(program).lower(*stacked)
             compiled = lowered.compile(_COMPILER_OPTIONS.get(self._platform))
         with self._lock:
             self._num_programs += 1
             self._compile_seconds += time.perf_counter() - start
-        return compiled
+        return _Program(compiled, num_children)
+
+
+class _Program(NamedTuple):
+    run: Callable[..., tuple[Outcome, Params]]  # of stacked inputs
+    num_children: int
+
+
+_FutureProgram: TypeAlias = concurrent.futures.Future[_Program]
 
 
 def _with_lanes(model: ChildModel, lanes: int) -> Callable:

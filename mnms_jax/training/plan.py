@@ -1,6 +1,6 @@
 """Which children of a round share a compiled program, and which are trained at once."""
 
-from collections.abc import Container, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
 from typing import NamedTuple
 
 from mnms_jax.types import ChildSpec
@@ -24,7 +24,9 @@ def default_lanes(backend: str) -> int:
 
 
 def plan_chunks(
-    specs: Sequence[ChildSpec], size: int = 1, compiled: Container[Hashable] = ()
+    specs: Sequence[ChildSpec],
+    size: Callable[[Hashable], int] = lambda _: 1,
+    compiled: Container[Hashable] = (),
 ) -> list[Chunk]:
     """Groups children by architecture and cuts the groups into chunks.
 
@@ -34,15 +36,15 @@ def plan_chunks(
 
     Args:
       specs: the children.
-      size: most children of a chunk.
+      size: most children of a chunk of an architecture.
       compiled: architectures whose programs are there.
     """
     members: dict[Hashable, list[int]] = {}
     for index, spec in enumerate(specs):
         members.setdefault(spec.architecture, []).append(index)
     chunks = [
-        Chunk(architecture, tuple(indices[start : start + size]))
+        Chunk(architecture, tuple(indices[start : start + size(architecture)]))
         for architecture, indices in members.items()
-        for start in range(0, len(indices), size)
+        for start in range(0, len(indices), size(architecture))
     ]
     return sorted(chunks, key=lambda chunk: chunk.architecture not in compiled)
