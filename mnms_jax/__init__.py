@@ -3,12 +3,13 @@
 from mnms_jax.advantage import rank_advantage, relative_advantage, standardized_advantage
 from mnms_jax.children.text import PRESETS, make_text_family
 from mnms_jax.cli import config_from_flags, define_flags, run_main
-from mnms_jax.config import Config
+from mnms_jax.config import Config, TransferConfig
 from mnms_jax.controller import choice_frequencies, make_policy, make_random_policy
 from mnms_jax.experiment import run_experiment
-from mnms_jax.export import load_child, load_controller
+from mnms_jax.export import SavedController, load_child, load_controller
 from mnms_jax.learner import Learner, make_null_learner, make_ppo_learner, make_reinforce_learner
 from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss, reinforce_loss
+from mnms_jax.reward_model import RewardModel, fit_reward_model, make_ranker
 from mnms_jax.run import make_requests
 from mnms_jax.search import Proposal, Search, SearchState, make_search
 from mnms_jax.space import Decision, SearchSpace
@@ -19,6 +20,7 @@ from mnms_jax.tasks.registry import load_tasks
 from mnms_jax.tasks.table_files import read_table
 from mnms_jax.tasks.tables import load_table
 from mnms_jax.training.fit import Request, Trainer, TrainerStats, TrialResult
+from mnms_jax.transfer import WarmStart, make_bank, make_transfer_search
 from mnms_jax.types import (
     ChildFamily,
     ChildModel,
@@ -44,7 +46,9 @@ __all__ = [
     "PolicyOutput",
     "Proposal",
     "Request",
+    "RewardModel",
     "RewardTable",
+    "SavedController",
     "Search",
     "SearchSpace",
     "SearchState",
@@ -54,14 +58,17 @@ __all__ = [
     "TextInputs",
     "Trainer",
     "TrainerStats",
+    "TransferConfig",
     "TrialResult",
     "UserError",
+    "WarmStart",
     "choice_frequencies",
     "config_from_flags",
     "define_flags",
     "draw_reward",
     "entropy_loss",
     "find_row",
+    "fit_reward_model",
     "glove50",
     "imitation_loss",
     "load_child",
@@ -69,14 +76,17 @@ __all__ = [
     "load_table",
     "load_tasks",
     "load_word_vectors",
+    "make_bank",
     "make_null_learner",
     "make_policy",
     "make_ppo_learner",
     "make_random_policy",
+    "make_ranker",
     "make_reinforce_learner",
     "make_requests",
     "make_search",
     "make_text_family",
+    "make_transfer_search",
     "ppo_loss",
     "rank_advantage",
     "read_table",

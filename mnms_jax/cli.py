@@ -9,15 +9,17 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import jax
 from absl import app, flags, logging
 
-from mnms_jax.config import Config
+from mnms_jax.config import Config, flag_name
 from mnms_jax.devices import HEARTBEAT_SECONDS, connect_processes
 from mnms_jax.tasks.packaged import cache_folder
 from mnms_jax.types import UserError
+
+_C = TypeVar("_C", bound=Config)
 
 _ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
@@ -62,26 +64,27 @@ def run_main(main: Callable[[], Any]) -> None:
     app.run(guarded)
 
 
-def define_flags(**defaults: Any) -> None:
-    """Defines an absl flag for every field of Config; defaults replace the fields' own.
+def define_flags(config_class: type[Config] = Config, **defaults: Any) -> None:
+    """Defines an absl flag for every field of a Config; defaults replace the fields' own.
 
     And the flags of a run of several processes, which are no part of what is searched.
     """
-    for field in dataclasses.fields(Config):
+    for field in dataclasses.fields(config_class):
+        name = flag_name(field.name)
         default = defaults.get(field.name, field.default)
         help_text, choices = field.metadata["help"], field.metadata["choices"]
         if choices:
-            flags.DEFINE_enum(field.name, default, choices, help_text)
+            flags.DEFINE_enum(name, default, choices, help_text)
         elif isinstance(field.default, tuple):
-            flags.DEFINE_list(field.name, list(default), help_text)
+            flags.DEFINE_list(name, list(default), help_text)
         elif isinstance(field.default, bool):
-            flags.DEFINE_boolean(field.name, default, help_text)
+            flags.DEFINE_boolean(name, default, help_text)
         elif isinstance(field.default, int):
-            flags.DEFINE_integer(field.name, default, help_text)
+            flags.DEFINE_integer(name, default, help_text)
         elif isinstance(field.default, float):
-            flags.DEFINE_float(field.name, default, help_text)
+            flags.DEFINE_float(name, default, help_text)
         else:
-            flags.DEFINE_string(field.name, default, help_text)
+            flags.DEFINE_string(name, default, help_text)
     flags.DEFINE_boolean(
         "distributed", False, "Join the processes that run the same command on other hosts."
     )
@@ -92,17 +95,17 @@ def define_flags(**defaults: Any) -> None:
     flags.DEFINE_integer("process_id", None, "This one's number, from 0; likewise.", lower_bound=0)
 
 
-def config_from_flags() -> Config:
+def config_from_flags(config_class: type[_C] = Config) -> _C:  # type: ignore[assignment]
     """Returns the configuration that the parsed flags give.
 
     Raises:
       UserError: see Config.
     """
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(Config):
-        value = flags.FLAGS[field.name].value
+    for field in dataclasses.fields(config_class):
+        value = flags.FLAGS[flag_name(field.name)].value
         values[field.name] = tuple(value) if isinstance(value, list) else value
-    return Config(**values)
+    return config_class(**values)
 
 
 def _connect() -> bool:

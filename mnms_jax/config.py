@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from mnms_jax.transfer import EMBEDDINGS, TRAINED, WarmStart
 from mnms_jax.types import UserError
 
 
@@ -90,6 +91,65 @@ class Config:
         return {name: path for name, _, path in pairs}
 
 
+@dataclasses.dataclass(frozen=True)
+class TransferConfig(Config):
+    """A search on new tasks that starts from a controller trained on others."""
+
+    from_: str = _option("", "Folder of the search, or of the controller, to start from.")
+    embedding: str = _option(
+        "mean",
+        "Embedding of a new task: the mean of the sources'; random, as published; a mixture of the "
+        "sources' by similarity of the data; or one inferred from the rewards.",
+        EMBEDDINGS,
+    )
+    trained: str = _option(
+        "all", "What rewards change: all weights, or the new tasks' embeddings alone.", TRAINED
+    )
+    imitation: bool = _option(True, "Pre-train on the sources' best trials.")
+    reward_model: bool = _option(
+        True, "Choose among the policy's samples by a model of the sources' and own rewards."
+    )
+    guard: bool = _option(True, "Weigh by evidence whether the model may believe the sources.")
+    renamed: tuple[str, ...] = _option(
+        (), "What the search space called otherwise, as old=new or decision:old=new."
+    )
+
+    def __post_init__(self) -> None:
+        """Checks what the flags' types can't.
+
+        Raises:
+          UserError: see Config; no --from, or a renamed that isn't old=new.
+        """
+        super().__post_init__()
+        if not self.from_:
+            raise UserError("--from: name the folder of a search or controller to start from")
+        for entry in self.renamed:
+            if not all(entry.partition("=")):
+                raise UserError(f"--renamed={entry}: must be old=new")
+
+    @property
+    def warm_start(self) -> WarmStart:
+        """How the search starts."""
+        return WarmStart(
+            self.embedding,
+            self.trained,
+            imitation_steps=200 if self.imitation else 0,
+            ranked=self.reward_model,
+            belief=0.5 if self.guard else 1.0,
+        )
+
+    @property
+    def new_names(self) -> Mapping[str, str]:
+        """New names by old ones."""
+        pairs = (entry.partition("=") for entry in self.renamed)
+        return {old: new for old, _, new in pairs}
+
+
+def flag_name(field: str) -> str:
+    """Returns the flag of a field; `from` can't be a field's name in Python."""
+    return field.rstrip("_")
+
+
 # A resumed search may have other values of these. Where data lies doesn't matter; what it holds
 # does, and is compared by itself.
 RESUMABLE = (
@@ -100,7 +160,8 @@ RESUMABLE = (
     "compare_random",
     "num_workers",
     "data_dir",
+    "from_",
 )
 
 # The processes of one run may have other values of these.
-LOCAL = ("embeddings", "num_workers", "data_dir")
+LOCAL = ("embeddings", "num_workers", "data_dir", "from_")

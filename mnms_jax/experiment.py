@@ -21,7 +21,7 @@ from absl import logging
 import mnms_jax
 from mnms_jax.advantage import ADVANTAGES
 from mnms_jax.children.text import PRESETS, TextArchitecture, TextPreprocessing, make_text_family
-from mnms_jax.config import LOCAL, RESUMABLE, Config
+from mnms_jax.config import LOCAL, RESUMABLE, Config, TransferConfig
 from mnms_jax.controller import choice_frequencies, make_policy, make_random_policy
 from mnms_jax.devices import exchange, from_first
 from mnms_jax.export import SavedController, TextChild, save_child, save_controller
@@ -37,6 +37,7 @@ from mnms_jax.report import (
 )
 from mnms_jax.run import Budget, RoundSetup, run_rounds
 from mnms_jax.search import Search, SearchState, make_search
+from mnms_jax.sources import digest, load_sources, similarities, to_save
 from mnms_jax.space import SearchSpace
 from mnms_jax.store import TrialRecord, Workdir, open_workdir, write_json
 from mnms_jax.tasks.embeddings import glove50, load_word_vectors
@@ -45,6 +46,7 @@ from mnms_jax.tasks.reference import tfidf_logistic_regression
 from mnms_jax.tasks.registry import load_tasks
 from mnms_jax.tracking import Tracker
 from mnms_jax.training.fit import Request, Trainer
+from mnms_jax.transfer import make_transfer_search
 from mnms_jax.types import ChildFamily, Policy, Task, UserError
 
 
@@ -87,6 +89,20 @@ def make_bench(config: Config) -> Bench:
     return Bench(tasks, family, inputs, trainer)
 
 
+def _load_sources(config: Config, bench: Bench) -> SavedController | None:
+    if not isinstance(config, TransferConfig):
+        return None
+    path = pathlib.Path(config.from_).expanduser()
+    sources = load_sources(path, bench.family.space, config.new_names)
+    for task in bench.tasks:
+        if task.name in sources.task_names:
+            raise UserError(
+                f"--tasks={task.name}: the controller in {path} was trained on it; its sources are "
+                f"{', '.join(sources.task_names)}"
+            )
+    return sources
+
+
 def rung_samples(space: SearchSpace) -> tuple[int, ...]:
     """Returns the numbers of samples at which children may be stopped early.
 
@@ -97,8 +113,27 @@ def rung_samples(space: SearchSpace) -> tuple[int, ...]:
     return (ascending[0] // 2, *ascending[:-1])
 
 
-def make_search_from(config: Config, bench: Bench) -> tuple[Policy, Search]:
-    """Returns the policy and the search that a configuration names."""
+def make_search_from(
+    config: Config, bench: Bench, sources: SavedController | None = None
+) -> tuple[Policy, Search]:
+    """Returns the policy and the search that a configuration names.
+
+    Args:
+      config: the configuration.
+      bench: tasks and space.
+      sources: what a search by a TransferConfig starts from.
+    """
+    if sources is not None and isinstance(config, TransferConfig):
+        return make_transfer_search(
+            jax.random.key(config.seed),
+            bench.family.space,
+            sources.trials,
+            params=sources.params,
+            num_targets=len(bench.tasks),
+            trials_per_task=config.trials_per_task,
+            similarity=similarities(sources, bench.tasks),
+            start=config.warm_start,
+        )
     space, num_tasks = bench.family.space, len(bench.tasks)
     advantage = ADVANTAGES[config.advantage]
     if config.learner == "random":
@@ -127,11 +162,12 @@ def run_experiment(config: Config) -> dict:
     """
     with contextlib.ExitStack() as stack:
         bench = make_bench(config)
+        sources = _load_sources(config, bench)
         path = pathlib.Path(config.workdir).expanduser()
-        workdir = stack.enter_context(_open(path, config, bench))
+        workdir = stack.enter_context(_open(path, config, bench, sources))
         compare = config.compare_random and config.learner != "random"
         limit = (config.time_limit or float("inf")) / (2 if compare else 1)
-        policy, state = _search(config, bench, workdir, limit)
+        policy, state = _search(config, bench, workdir, limit, sources)
         records, random_records = workdir.log.records, None
         if compare:
             fewest = min(sum(r.task == task.name for r in records) for task in bench.tasks)
@@ -140,13 +176,15 @@ def run_experiment(config: Config) -> dict:
             _search(rival, bench, random_workdir, limit)
             random_records = random_workdir.log.records
         conclude = functools.partial(
-            _conclude, config, bench, path, policy, state, records, random_records
+            _conclude, config, bench, path, policy, state, records, random_records, sources
         )
         return json.loads(from_first(lambda: json.dumps(conclude()).encode()))
 
 
 @contextlib.contextmanager
-def _open(path: pathlib.Path, config: Config, bench: Bench) -> Iterator[Workdir]:
+def _open(
+    path: pathlib.Path, config: Config, bench: Bench, sources: SavedController | None = None
+) -> Iterator[Workdir]:
     """Opens a search's folder; processes but the first get a passing one, with the same log.
 
     Raises:
@@ -158,6 +196,7 @@ def _open(path: pathlib.Path, config: Config, bench: Bench) -> Iterator[Workdir]
         **fields,
         "search_space": bench.family.space.fingerprint,
         "data": bench.inputs.digests,
+        **({} if sources is None else {"sources": [*sources.task_names, digest(sources)]}),
         "versions": {module.__name__: module.__version__ for module in (mnms_jax, jax, flax)},
     }
     _check_equal(identity)
@@ -195,9 +234,13 @@ def _check_equal(identity: Mapping[str, Any]) -> None:
 
 
 def _search(
-    config: Config, bench: Bench, workdir: Workdir, limit: float
+    config: Config,
+    bench: Bench,
+    workdir: Workdir,
+    limit: float,
+    sources: SavedController | None = None,
 ) -> tuple[Policy, SearchState]:
-    policy, search = make_search_from(config, bench)
+    policy, search = make_search_from(config, bench, sources)
     setup = RoundSetup(
         bench.family.space,
         tuple(task.name for task in bench.tasks),
@@ -220,6 +263,7 @@ def _conclude(
     state: SearchState,
     records: Sequence[TrialRecord],
     random_records: Sequence[TrialRecord] | None,
+    sources: SavedController | None,
 ) -> dict:
     space = bench.family.space
     summaries = []
@@ -237,7 +281,7 @@ def _conclude(
     }
     specialization = find_specialization(space, frequencies)
     if config.save_controller and config.learner != "random":
-        saved = SavedController(tuple(t.name for t in bench.tasks), space, state.params)
+        saved = to_save(space, bench.tasks, state.params, records, sources)
         save_controller(path / "controller", saved)
     summary = summary_json(summaries, specialization)
     write_json(path / "summary.json", summary)

@@ -11,8 +11,9 @@ from mnms_jax import replay as replay_lib
 from mnms_jax.advantage import Baseline, init_baseline, update_baseline
 from mnms_jax.learner import Learner, Metrics
 from mnms_jax.replay import Batch, ReplayBank
+from mnms_jax.reward_model import Ranker, Ranking, Trials
 from mnms_jax.space import SearchSpace
-from mnms_jax.types import Array, Params, Policy, PRNGKey
+from mnms_jax.types import Array, Params, Policy, PolicyOutput, PRNGKey
 
 _ASK, _TELL = range(2)  # uses of a round's key
 
@@ -59,6 +60,8 @@ def make_search(
     trials_per_task: int = 8,
     baseline_decay: float = 0.95,
     replay_capacity: int = 256,
+    ranker: Ranker | None = None,
+    num_candidates: int = 128,
 ) -> Search:
     """Returns a search as three jit-compiled pure functions.
 
@@ -70,9 +73,14 @@ def make_search(
       trials_per_task: children that a round trains on every task, so that B is T times this.
       baseline_decay: of the moving average of each task's rewards (Zoph & Le 2017).
       replay_capacity: trials kept of every task; at least a round's.
+      ranker: chooses a round's trials from more samples of the policy, and none that the replay
+        bank holds as long as there are others; without one, all samples are trials.
+      num_candidates: samples of the policy to choose from, of every task; at least
+        `trials_per_task`.
     """
     capacity = max(replay_capacity, trials_per_task)
     task_ids = jnp.tile(jnp.arange(num_tasks, dtype=jnp.int32), trials_per_task)
+    sample = jax.vmap(policy.sample, in_axes=(None, 0, 0))
 
     def init(key: PRNGKey) -> SearchState:
         init_key, key = jax.random.split(key)
@@ -87,9 +95,23 @@ def make_search(
         )
 
     def ask(state: SearchState) -> Proposal:
-        keys = jax.random.split(_round_key(state, _ASK), task_ids.size)
-        output = jax.vmap(policy.sample, in_axes=(None, 0, 0))(state.params, keys, task_ids)
+        key = _round_key(state, _ASK)
+        if ranker is None:
+            output = sample(state.params, jax.random.split(key, task_ids.size), task_ids)
+            return Proposal(task_ids, output.actions, output.log_probs)
+        keys = jax.random.split(key, (num_tasks, max(num_candidates, trials_per_task)))
+        ids = jnp.broadcast_to(jnp.arange(num_tasks, dtype=jnp.int32)[:, None], keys.shape)
+        candidates = jax.vmap(sample, in_axes=(None, 0, 0))(state.params, keys, ids)
+        ranking = rank(state.replay, candidates.actions)
+        chosen = jax.vmap(_choose, in_axes=(0, 0, 0, None))(
+            candidates, ranking.scores, _trials(state.replay), trials_per_task
+        )
+        output = jax.tree.map(lambda x: jnp.concatenate(jnp.swapaxes(x, 0, 1)), chosen)
         return Proposal(task_ids, output.actions, output.log_probs)
+
+    def rank(replay: ReplayBank, candidates: Array) -> Ranking:
+        assert ranker is not None
+        return jax.vmap(ranker)(_trials(replay), candidates)
 
     def tell(state: SearchState, proposal: Proposal, rewards: Array) -> tuple[SearchState, Metrics]:
         chex.assert_rank([proposal.actions, rewards], [2, 1])
@@ -101,6 +123,9 @@ def make_search(
         params, opt_state, metrics = learner.update(
             _round_key(state, _TELL), state.params, state.opt_state, baseline, replay, batch
         )
+        if ranker is not None:
+            beliefs = rank(replay, replay.actions[:, :1]).belief
+            metrics = {**metrics, **{f"belief/{t}": beliefs[t] for t in range(num_tasks)}}
         state = SearchState(params, opt_state, baseline, replay, state.step + 1, state.key)
         return state, metrics
 
@@ -109,3 +134,18 @@ def make_search(
 
 def _round_key(state: SearchState, use: int) -> PRNGKey:
     return jax.random.fold_in(jax.random.fold_in(state.key, state.step), use)
+
+
+def _trials(replay: ReplayBank) -> Trials:
+    return Trials(replay.actions, replay.rewards, replay.valid)
+
+
+def _choose(candidates: PolicyOutput, scores: Array, trials: Trials, number: int) -> PolicyOutput:
+    """Returns the best of M candidates for one task, each design once, and new ones first."""
+    designs = candidates.actions
+    earlier = jnp.tril(jnp.ones((len(designs), len(designs)), bool), -1)
+    repeated = jnp.any(jnp.all(designs[:, None] == designs[None], -1) & earlier, 1)
+    tried = jnp.all(designs[:, None] == trials.actions[None], -1) & trials.valid
+    known = repeated | jnp.any(tried, 1)
+    _, best = jax.lax.top_k(jnp.where(known, -jnp.inf, scores), number)
+    return jax.tree.map(lambda x: x[best], candidates)

@@ -40,6 +40,16 @@ class Task(NamedTuple):
         return len(self.class_names)
 
 
+class TaskTraits(NamedTuple):
+    """What can be said of a task before any trial on it, from its training examples."""
+
+    num_examples: int
+    num_classes: int
+    mean_words: float  # of a text
+    majority_share: float  # of the commonest class
+    words: tuple[str, ...]  # the commonest ones
+
+
 class PolicyOutput(NamedTuple):
     """One rollout of the policy (unbatched; inactive decisions hold zeros)."""
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from mnms_jax.children.ragged import Ragged
 from mnms_jax.children.text import TextArchitecture, TextBatch, TextPreprocessing, TextSizes
-from mnms_jax.types import AnyArray, Split
+from mnms_jax.types import AnyArray, Split, Task, TaskTraits
 
 _WORD = re.compile(r"\w+")
 _WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
@@ -87,6 +87,25 @@ def tokenize(text: str, preprocessing: TextPreprocessing) -> list[str]:
     """Returns the words of a text, and its punctuation marks unless they are stripped."""
     text = text.lower() if preprocessing.lowercase else text
     return (_WORD if preprocessing.strip else _WORD_OR_MARK).findall(text)
+
+
+def task_traits(task: Task, num_words: int = 500) -> TaskTraits:
+    """Returns what a task's training texts and labels are like.
+
+    Args:
+      task: the task.
+      num_words: how many of its commonest words, in lower case, are kept.
+    """
+    train = task.splits["train"]
+    words = [normalize(text).split() for text in train.texts]
+    common = Counter(itertools.chain.from_iterable(words)).most_common(num_words)
+    return TaskTraits(
+        len(train.texts),
+        task.num_classes,
+        float(np.mean([len(own) for own in words])),
+        float(np.bincount(train.labels).max() / len(train.labels)),
+        tuple(word for word, _ in common),
+    )
 
 
 def common_length(splits: Sequence[Split], limit: int, percentile: float = 95.0) -> int:

@@ -1,0 +1,257 @@
+"""A model of rewards, which says which of many designs is worth the next trial.
+
+A network learns the source tasks' rewards from their trials, with a linear head for each task. The
+target's own head is unknown, and the sources' heads say what to expect (Perrone et al. 2018,
+"Scalable hyperparameter transfer learning"). What the network doesn't know of the target is a
+Gaussian process over designs (Rasmussen & Williams 2006, chapter 2).
+
+The guard against negative transfer is part of it: that the sources tell something of the target,
+and that they tell nothing, are two hypotheses, weighed by how likely they make the target's trials.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from mnms_jax.replay import ReplayBank
+from mnms_jax.space import SearchSpace
+from mnms_jax.types import Array, Params, PRNGKey
+
+_MOST = 3.0  # scaled rewards are clipped to [-_MOST, _MOST]: how bad a bad design is says little
+_LEVEL = 2.0  # prior deviation of the target's level
+# How large a difference between the target's rewards may be against the sources' usual one, and the
+# prior deviation of the logarithm of that.
+_SCALES = (0.25, 0.5, 1.0, 2.0)
+_SCALE_DEVIATION = 0.7
+
+
+class RewardModel(NamedTuple):
+    """What source tasks say of designs, by F features of a network; a pytree of arrays."""
+
+    network: Params
+    head_mean: Array  # [F], of the sources' heads
+    head_covariance: Array  # [F, F]
+    scale: Array  # [], a usual difference between a source's good and middling rewards
+
+
+class Trials(NamedTuple):
+    """One task's trials; a row of a replay bank."""
+
+    actions: Array  # int32 [N, D]
+    rewards: Array  # [N], NaN where the trial failed
+    valid: Array  # bool [N]: which rows hold a trial; these come first
+
+
+class Ranking(NamedTuple):
+    """What a ranker says of M designs for one task."""
+
+    scores: Array  # [M], higher is better worth a trial
+    belief: Array  # [], probability that the sources tell something of this task
+
+
+# The task's trials and designs, int32 [M, D] -> their ranking.
+Ranker: TypeAlias = Callable[[Trials, Array], Ranking]
+
+
+def fit_reward_model(
+    key: PRNGKey,
+    space: SearchSpace,
+    sources: ReplayBank,
+    *,
+    hidden_size: int = 64,
+    num_features: int = 32,
+    num_steps: int = 500,
+    learning_rate: float = 1e-2,
+    weight_decay: float = 1e-3,
+    head_deviation: float = 0.05,
+) -> RewardModel:
+    """Learns what the source tasks' trials say of designs.
+
+    Args:
+      key: of the network's initial weights.
+      space: the search space.
+      sources: trials of T tasks.
+      hidden_size: units of the network's hidden layer.
+      num_features: units of its last layer; with a constant they are the features.
+      num_steps: steps of AdamW on all trials, at a rate that falls to zero.
+      learning_rate: at the first step.
+      weight_decay: of AdamW.
+      head_deviation: how far a target's head may be from all that the sources' heads span.
+    """
+    centre, scale = _centre_and_scale(sources.rewards, sources.valid)
+    targets = jnp.where(
+        jnp.isnan(sources.rewards), -_MOST, (sources.rewards - centre[:, None]) / scale[:, None]
+    )
+    targets = jnp.clip(targets, -_MOST, _MOST)
+    num_tasks = len(targets)
+    network = _init_network(key, (space.action_mask.size, hidden_size, num_features))
+    params = (network, jnp.zeros((num_tasks, num_features + 1)))
+    rate = optax.linear_schedule(learning_rate, 0.0, num_steps)
+    optimizer = optax.adamw(rate, weight_decay=weight_decay)
+    count = jnp.maximum(jnp.sum(sources.valid), 1)
+
+    def loss_fn(params: Params) -> Array:
+        network, heads = params
+        predicted = jnp.einsum("tnf,tf->tn", _features(space, network, sources.actions), heads)
+        return jnp.sum(jnp.where(sources.valid, (predicted - targets) ** 2, 0.0)) / count
+
+    def step(carry: tuple[Params, optax.OptState], _: None) -> tuple[tuple, None]:
+        params, opt_state = carry
+        updates, opt_state = optimizer.update(jax.grad(loss_fn)(params), opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    start = (params, optimizer.init(params))
+    ((network, heads), _), _ = jax.lax.scan(step, start, None, num_steps)
+    spread = heads - jnp.mean(heads, 0)
+    covariance = spread.T @ spread / max(num_tasks - 1, 1)
+    covariance += head_deviation**2 * jnp.eye(num_features + 1)
+    return RewardModel(network, jnp.mean(heads, 0), covariance, jnp.exp(jnp.mean(jnp.log(scale))))
+
+
+def make_ranker(
+    space: SearchSpace,
+    model: RewardModel | None = None,
+    *,
+    belief: float = 0.5,
+    beta: float = 0.5,
+    noise: float = 0.3,
+    residual: float = 0.5,
+    decay: float = 2.0,
+) -> Ranker:
+    """Returns the ranker by upper confidence bounds (Srinivas et al. 2010).
+
+    Numbers are in units of the scale of rewards.
+
+    Args:
+      space: the search space.
+      model: of the sources; without one, the target's own trials are all that counts.
+      belief: prior probability that the sources tell something of the target; 1: no guard.
+      beta: deviations that a design's score lies above its expected reward.
+      noise: deviation of a trial's reward.
+      residual: deviation of what the sources' model can't know.
+      decay: how much less alike rewards are if all of a design's decisions differ, as a logarithm.
+    """
+
+    def similarity(a: Array, b: Array) -> Array:
+        return jnp.exp(-decay * jnp.mean(a[:, None] != b[None], -1))
+
+    def rank(trials: Trials, candidates: Array) -> Ranking:
+        chex.assert_rank([trials.actions, trials.rewards, candidates], [2, 1, 2])
+        filled, centre, scale = _fill(trials)
+        if model is not None:
+            scale = model.scale
+        scales = scale * jnp.array(_SCALES)
+        y = jnp.clip((filled - centre) / scales[:, None], -_MOST, _MOST)  # [S, N]
+        y = jnp.where(trials.valid, y, 0.0)
+        prior = jax.nn.log_softmax(-0.5 * (jnp.log(jnp.array(_SCALES)) / _SCALE_DEVIATION) ** 2)
+        # Likelihoods are of rewards, not of scaled ones.
+        prior -= jnp.sum(trials.valid) * jnp.log(scales)
+        count, designs = jnp.sum(trials.valid), jnp.concatenate([trials.actions, candidates])
+        alike = similarity(trials.actions, designs)  # [N, N + M]
+        cold = _condition(y, alike, jnp.ones(len(candidates)), count, noise)
+        evidence, scores = prior + cold.evidence, cold.mean + beta * cold.deviation
+        if model is None:
+            weights = jax.nn.softmax(evidence)
+            return Ranking((weights * scales) @ scores, jnp.float32(0))
+        features = _features(space, model.network, designs)
+        own, others = jnp.split(features, [len(y[0])])
+        spread = features @ model.head_covariance
+        expected = features @ model.head_mean
+        warm = _condition(
+            y - expected[: len(own)],
+            own @ spread.T + residual**2 * alike,
+            jnp.sum(spread[len(own) :] * others, -1) + residual**2,
+            count,
+            noise,
+        )
+        warm_scores = expected[len(own) :] + warm.mean + beta * warm.deviation
+        evidences = jnp.stack(
+            [evidence + jnp.log1p(-belief), prior + warm.evidence + jnp.log(belief)]
+        )
+        weights = jax.nn.softmax(evidences, axis=(0, 1))
+        scores = jnp.einsum("hs,s,hsm->m", weights, scales, jnp.stack([scores, warm_scores]))
+        return Ranking(scores, jnp.sum(weights[1]))
+
+    return rank
+
+
+class _Posterior(NamedTuple):
+    evidence: Array  # [S], log-likelihood of the trials, for S scales of them
+    mean: Array  # [S, M]
+    deviation: Array  # [M]
+
+
+def _condition(
+    y: Array, covariance: Array, variance: Array, count: Array, noise: float
+) -> _Posterior:
+    """Conditions a Gaussian process on S versions of some observations, at M other points.
+
+    One observation after another: each changes what is expected of all the rest, and its own
+    likelihood is that of what was expected of it. Unlike a factorisation it stops at the last
+    observation, and needs no LAPACK, whose calls from vmapped loops were seen to hang XLA on CPUs.
+
+    Args:
+      y: [S, N], of mean zero; the first `count` are observations.
+      covariance: [N, N + M], of the points observed with them and the others.
+      variance: [M], of the others.
+      count: int32 [].
+      noise: deviation of an observation.
+    """
+    num_scales, size = y.shape
+    level = _LEVEL**2
+    start = (
+        jnp.zeros((num_scales, covariance.shape[1])),
+        covariance + level,
+        variance + level,
+        jnp.zeros(num_scales),
+    )
+
+    def observe(i: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        mean, covariance, variance, evidence = state
+        row = covariance[i]
+        total = row[i] + noise**2
+        surprise = y[:, i] - mean[:, i]
+        mean = mean + surprise[:, None] * row / total
+        covariance = covariance - row[:size, None] * row / total
+        variance = variance - row[size:] ** 2 / total
+        return mean, covariance, variance, evidence - (surprise**2 / total + jnp.log(total)) / 2
+
+    mean, _, variance, evidence = jax.lax.fori_loop(0, count, observe, start)
+    return _Posterior(evidence, mean[:, size:], jnp.sqrt(jnp.maximum(variance, 1e-6)))
+
+
+def _fill(trials: Trials) -> tuple[Array, Array, Array]:
+    """Returns rewards with the lowest in place of failures, their centre and their scale."""
+    known = jnp.where(trials.valid, trials.rewards, jnp.nan)
+    filled = jnp.where(jnp.isnan(trials.rewards), jnp.nanmin(known), trials.rewards)
+    filled = jnp.nan_to_num(filled)
+    centre, scale = _centre_and_scale(filled, trials.valid)
+    return filled, centre, scale
+
+
+def _centre_and_scale(rewards: Array, valid: Array) -> tuple[Array, Array]:
+    """Returns the median of rewards [..., N], and by how much their best tenth is above it."""
+    known = jnp.where(valid, rewards, jnp.nan)
+    centre, high = (jnp.nan_to_num(jnp.nanquantile(known, q, axis=-1)) for q in (0.5, 0.9))
+    return centre, jnp.maximum(high - centre, 1e-3)
+
+
+def _init_network(key: PRNGKey, sizes: tuple[int, ...]) -> Params:
+    keys = jax.random.split(key, len(sizes) - 1)
+    return [
+        {"kernel": jax.random.normal(k, (n, m)) / jnp.sqrt(n), "bias": jnp.zeros(m)}
+        for k, n, m in zip(keys, sizes[:-1], sizes[1:], strict=True)
+    ]
+
+
+def _features(space: SearchSpace, network: Params, actions: Array) -> Array:
+    """Returns the features of designs [..., D], float [..., F]; the last one is 1."""
+    x = jax.nn.one_hot(actions, space.max_choices).reshape(*actions.shape[:-1], -1)
+    x *= jnp.sqrt(space.max_choices)
+    for layer in network:
+        x = jnp.tanh(x @ layer["kernel"] + layer["bias"])
+    return jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1))], -1)

@@ -1,0 +1,125 @@
+"""A saved controller as the start of a search on other tasks."""
+
+import pathlib
+import zlib
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from mnms_jax.controller import make_policy
+from mnms_jax.export import SavedController, load_controller
+from mnms_jax.migrate import match_spaces, migrate_params, migrate_trials
+from mnms_jax.replay import ReplayBank
+from mnms_jax.space import SearchSpace
+from mnms_jax.store import TrialRecord
+from mnms_jax.tasks.text import task_traits
+from mnms_jax.transfer import make_bank, task_similarity
+from mnms_jax.types import Array, Params, Task, UserError
+
+
+def load_sources(
+    path: pathlib.Path, space: SearchSpace, renamed: Mapping[str, str]
+) -> SavedController:
+    """Loads a controller, and carries it over to a search space that has changed since.
+
+    What differs between the spaces is logged.
+
+    Args:
+      path: its folder, or the folder of the search that saved it.
+      space: the search space as it is now.
+      renamed: see `match_spaces`.
+
+    Raises:
+      UserError: there is no controller, or no decision of its space is left.
+    """
+    inside = path / "controller"
+    saved = load_controller(inside if inside.is_dir() else path)
+    if saved.space.fingerprint == space.fingerprint:
+        return saved
+    match = match_spaces(saved.space, space, renamed)
+    if np.all(match.choices < 0):
+        raise UserError(
+            f"{path} has a controller for another search space: they have no decision in common "
+            f"(it has {', '.join(saved.space.names)}); choose the --space that it was trained in"
+        )
+    logging.warning("the search space has changed since %s was saved:", path)
+    for line in saved.space.diff(space):
+        logging.warning("  %s", line)
+    trials = migrate_trials(match, saved.space, space, saved.trials)
+    num_lost = int(jnp.sum(saved.trials.size) - jnp.sum(trials.size))
+    logging.warning(
+        "%d of %d choices are known, %d of %d trials have designs that are gone",
+        np.sum(match.choices >= 0),
+        np.sum(space.action_mask),
+        num_lost,
+        jnp.sum(saved.trials.size),
+    )
+    fresh = make_policy(space, len(saved.task_names)).init(jax.random.key(0))
+    params = migrate_params(match, saved.params, fresh)
+    return saved._replace(space=space, params=params, trials=trials)
+
+
+def similarities(sources: SavedController, tasks: Sequence[Task]) -> Array:
+    """Returns how alike tasks are to the sources, [G, T] for G tasks and T sources."""
+    traits = [task_traits(task) for task in tasks]
+    return jnp.array([[task_similarity(own, other) for other in sources.traits] for own in traits])
+
+
+def to_save(
+    space: SearchSpace,
+    tasks: Sequence[Task],
+    params: Params,
+    records: Sequence[TrialRecord],
+    sources: SavedController | None = None,
+) -> SavedController:
+    """Returns the controller of a search, with its sources' tasks and trials before its own.
+
+    Args:
+      space: the search space.
+      tasks: of the search.
+      params: of the policy for the sources and these tasks.
+      records: the search's log. Repeats and trials that were stopped early aren't kept.
+      sources: what the search started from.
+    """
+    own = make_bank(
+        space,
+        [
+            [
+                (record.decisions, record.reward)
+                for record in records
+                if record.task == task.name and record.bucket != "log" and not record.stopped
+            ]
+            for task in tasks
+        ],
+    )
+    names, traits = tuple(task.name for task in tasks), tuple(map(task_traits, tasks))
+    if sources is None:
+        return SavedController(names, space, params, own, traits)
+    return SavedController(
+        (*sources.task_names, *names),
+        space,
+        params,
+        _join(sources.trials, own),
+        (*sources.traits, *traits),
+    )
+
+
+def digest(sources: SavedController) -> str:
+    """Returns 8 hexadecimal digits that change with what a search takes from a controller."""
+    content = b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(sources[2:4]))
+    return f"{zlib.crc32(content):08x}"
+
+
+def _join(first: ReplayBank, second: ReplayBank) -> ReplayBank:
+    """Returns the tasks of two banks, whose capacities may differ, as one bank."""
+    capacity = max(first.rewards.shape[1], second.rewards.shape[1])
+
+    def pad(rows: Array) -> Array:
+        if rows.ndim == 1:
+            return rows
+        return jnp.pad(rows, ((0, 0), (0, capacity - rows.shape[1]), *[(0, 0)] * (rows.ndim - 2)))
+
+    return jax.tree.map(lambda a, b: jnp.concatenate([pad(a), pad(b)]), first, second)
