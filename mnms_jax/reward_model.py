@@ -9,6 +9,7 @@ The guard against negative transfer is part of it: that the sources tell somethi
 and that they tell nothing, are two hypotheses, weighed by how likely they make the target's trials.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -30,11 +31,11 @@ _SCALE_DEVIATION = 0.7
 
 
 class RewardModel(NamedTuple):
-    """What source tasks say of designs, by F features of a network; a pytree of arrays."""
+    """What source tasks say of designs, by F features of a network and a constant one; a pytree."""
 
     network: Params
-    head_mean: Array  # [F], of the sources' heads
-    head_covariance: Array  # [F, F]
+    head_mean: Array  # [F + 1], of the sources' heads
+    head_covariance: Array  # [F + 1, F + 1]
     scale: Array  # [], a usual difference between a source's good and middling rewards
 
 
@@ -96,7 +97,8 @@ def fit_reward_model(
 
     def loss_fn(params: Params) -> Array:
         network, heads = params
-        predicted = jnp.einsum("tnf,tf->tn", _features(space, network, sources.actions), heads)
+        features = jax.vmap(functools.partial(_features, space, network))
+        predicted = jnp.einsum("tnf,tf->tn", jax.vmap(features)(sources.actions), heads)
         return jnp.sum(jnp.where(sources.valid, (predicted - targets) ** 2, 0.0)) / count
 
     def step(carry: tuple[Params, optax.OptState], _: None) -> tuple[tuple, None]:
@@ -106,7 +108,7 @@ def fit_reward_model(
 
     start = (params, optimizer.init(params))
     ((network, heads), _), _ = jax.lax.scan(step, start, None, num_steps)
-    spread = heads - jnp.mean(heads, 0)
+    spread = heads - jnp.mean(heads, 0, keepdims=True)
     covariance = spread.T @ spread / max(num_tasks - 1, 1)
     covariance += head_deviation**2 * jnp.eye(num_features + 1)
     return RewardModel(network, jnp.mean(heads, 0), covariance, jnp.exp(jnp.mean(jnp.log(scale))))
@@ -145,30 +147,29 @@ def make_ranker(
         if model is not None:
             scale = model.scale
         scales = scale * jnp.array(_SCALES)
-        y = jnp.clip((filled - centre) / scales[:, None], -_MOST, _MOST)  # [S, N]
-        y = jnp.where(trials.valid, y, 0.0)
+        y = jnp.clip((filled - centre)[None] / scales[:, None], -_MOST, _MOST)  # [S, N]
         prior = jax.nn.log_softmax(-0.5 * (jnp.log(jnp.array(_SCALES)) / _SCALE_DEVIATION) ** 2)
         # Likelihoods are of rewards, not of scaled ones.
         prior -= jnp.sum(trials.valid) * jnp.log(scales)
         count, designs = jnp.sum(trials.valid), jnp.concatenate([trials.actions, candidates])
         alike = similarity(trials.actions, designs)  # [N, N + M]
         cold = _condition(y, alike, jnp.ones(len(candidates)), count, noise)
-        evidence, scores = prior + cold.evidence, cold.mean + beta * cold.deviation
+        evidence, scores = prior + cold.evidence, cold.mean + beta * cold.deviation[None]
         if model is None:
             weights = jax.nn.softmax(evidence)
             return Ranking((weights * scales) @ scores, jnp.float32(0))
-        features = _features(space, model.network, designs)
-        own, others = jnp.split(features, [len(y[0])])
+        features = jax.vmap(functools.partial(_features, space, model.network))(designs)
+        own, others = jnp.split(features, [len(trials.actions)])
         spread = features @ model.head_covariance
         expected = features @ model.head_mean
         warm = _condition(
-            y - expected[: len(own)],
+            y - expected[None, : len(own)],
             own @ spread.T + residual**2 * alike,
             jnp.sum(spread[len(own) :] * others, -1) + residual**2,
             count,
             noise,
         )
-        warm_scores = expected[len(own) :] + warm.mean + beta * warm.deviation
+        warm_scores = expected[None, len(own) :] + warm.mean + beta * warm.deviation[None]
         evidences = jnp.stack(
             [evidence + jnp.log1p(-belief), prior + warm.evidence + jnp.log(belief)]
         )
@@ -215,8 +216,8 @@ def _condition(
         row = covariance[i]
         total = row[i] + noise**2
         surprise = y[:, i] - mean[:, i]
-        mean = mean + surprise[:, None] * row / total
-        covariance = covariance - row[:size, None] * row / total
+        mean = mean + surprise[:, None] * row[None] / total
+        covariance = covariance - row[:size, None] * row[None] / total
         variance = variance - row[size:] ** 2 / total
         return mean, covariance, variance, evidence - (surprise**2 / total + jnp.log(total)) / 2
 
@@ -249,9 +250,8 @@ def _init_network(key: PRNGKey, sizes: tuple[int, ...]) -> Params:
 
 
 def _features(space: SearchSpace, network: Params, actions: Array) -> Array:
-    """Returns the features of designs [..., D], float [..., F]; the last one is 1."""
-    x = jax.nn.one_hot(actions, space.max_choices).reshape(*actions.shape[:-1], -1)
-    x *= jnp.sqrt(space.max_choices)
+    """Returns the features of a design [D], float [F + 1]; the last one is 1 (unbatched)."""
+    x = jax.nn.one_hot(actions, space.max_choices).reshape(-1) * jnp.sqrt(space.max_choices)
     for layer in network:
         x = jnp.tanh(x @ layer["kernel"] + layer["bias"])
-    return jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1))], -1)
+    return jnp.append(x, 1.0)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mnms_jax import replay as replay_lib
 from mnms_jax.advantage import Baseline, init_baseline, update_baseline
+from mnms_jax.controller import make_random_policy
 from mnms_jax.learner import Learner, Metrics
 from mnms_jax.replay import Batch, ReplayBank
 from mnms_jax.reward_model import Ranker, Ranking, Trials
@@ -62,6 +63,7 @@ def make_search(
     replay_capacity: int = 256,
     ranker: Ranker | None = None,
     num_candidates: int = 128,
+    num_uniform: int = 64,
 ) -> Search:
     """Returns a search as three jit-compiled pure functions.
 
@@ -77,10 +79,14 @@ def make_search(
         bank holds as long as there are others; without one, all samples are trials.
       num_candidates: samples of the policy to choose from, of every task; at least
         `trials_per_task`.
+      num_uniform: designs drawn at random to choose from as well, lest what the policy has come to
+        avoid stay out of reach.
     """
     capacity = max(replay_capacity, trials_per_task)
     task_ids = jnp.tile(jnp.arange(num_tasks, dtype=jnp.int32), trials_per_task)
-    sample = jax.vmap(policy.sample, in_axes=(None, 0, 0))
+    sample, uniform = (
+        jax.vmap(p.sample, in_axes=(None, 0, 0)) for p in (policy, make_random_policy(space))
+    )
 
     def init(key: PRNGKey) -> SearchState:
         init_key, key = jax.random.split(key)
@@ -99,9 +105,14 @@ def make_search(
         if ranker is None:
             output = sample(state.params, jax.random.split(key, task_ids.size), task_ids)
             return Proposal(task_ids, output.actions, output.log_probs)
-        keys = jax.random.split(key, (num_tasks, max(num_candidates, trials_per_task)))
+        number = max(num_candidates, trials_per_task)
+        keys = jax.random.split(key, (num_tasks, number + num_uniform))
         ids = jnp.broadcast_to(jnp.arange(num_tasks, dtype=jnp.int32)[:, None], keys.shape)
-        candidates = jax.vmap(sample, in_axes=(None, 0, 0))(state.params, keys, ids)
+        candidates = jax.tree.map(
+            lambda *parts: jnp.concatenate(parts, 1),
+            jax.vmap(sample, (None, 0, 0))(state.params, keys[:, :number], ids[:, :number]),
+            jax.vmap(uniform, (None, 0, 0))({}, keys[:, number:], ids[:, number:]),
+        )
         ranking = rank(state.replay, candidates.actions)
         chosen = jax.vmap(_choose, in_axes=(0, 0, 0, None))(
             candidates, ranking.scores, _trials(state.replay), trials_per_task
@@ -145,7 +156,7 @@ def _choose(candidates: PolicyOutput, scores: Array, trials: Trials, number: int
     designs = candidates.actions
     earlier = jnp.tril(jnp.ones((len(designs), len(designs)), bool), -1)
     repeated = jnp.any(jnp.all(designs[:, None] == designs[None], -1) & earlier, 1)
-    tried = jnp.all(designs[:, None] == trials.actions[None], -1) & trials.valid
+    tried = jnp.all(designs[:, None] == trials.actions[None], -1) & trials.valid[None]
     known = repeated | jnp.any(tried, 1)
     _, best = jax.lax.top_k(jnp.where(known, -jnp.inf, scores), number)
     return jax.tree.map(lambda x: x[best], candidates)

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -21,7 +22,9 @@ from mnms_jax.export import (
 )
 from mnms_jax.tasks.embeddings import WordVectors
 from mnms_jax.tasks.inputs import TextInputs
+from mnms_jax.tasks.text import task_traits
 from mnms_jax.training.fit import Request, Trainer
+from mnms_jax.transfer import make_bank
 from mnms_jax.types import UserError
 
 TASK = make_task("one", 200, num_classes=2, seed=1)
@@ -121,11 +124,25 @@ def test_no_child_here(tmp_path):
         load_controller(tmp_path)
 
 
+def controller_of(params, *names):
+    """Returns a controller whose tasks have three trials each, one of them failed."""
+    designs = [{"a": 1}, {"a": 2, "b": True}, {"a": 3, "b": False, "c": "z"}]
+    trials = make_bank(SPACE, [list(zip(designs, (0.5, 0.7, None), strict=True)) for _ in names])
+    return SavedController(names, SPACE, params, trials, (task_traits(TASK),) * len(names))
+
+
 def test_a_controller_comes_back(tmp_path, key):
     policy = make_policy(SPACE, 2)
     params = policy.init(key)
-    save_controller(tmp_path, SavedController(("one", "two"), SPACE, params))
+    saved = controller_of(params, "one", "two")
+    save_controller(tmp_path, saved)
     again = load_controller(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, again.trials, saved.trials)
+    assert again.traits == saved.traits
+    rewards = json.loads((tmp_path / "controller.json").read_text())["rewards"]
+    assert rewards["two"]["trials"] == 3 and rewards["two"]["failed"] == 1
+    best = {"reward": pytest.approx(0.7), "decisions": {"a": 2, "b": True}}
+    assert rewards["one"]["best"][0] == best and len(rewards["one"]["best"]) == 2
     assert again.task_names == ("one", "two")
     assert again.space.fingerprint == SPACE.fingerprint
     restored = make_policy(again.space, 2).sample(again.params, key, jnp.int32(1))
@@ -136,7 +153,7 @@ def test_a_controller_comes_back(tmp_path, key):
 
 def test_what_one_device_saved_another_machine_loads(tmp_path, key):
     params = jax.device_put(make_policy(SPACE, 1).init(key), jax.devices()[3])
-    save_controller(tmp_path / "c", SavedController(("one",), SPACE, params))
+    save_controller(tmp_path / "c", controller_of(params, "one"))
     code = "import sys, mnms_jax; print(mnms_jax.load_controller(sys.argv[1]).task_names)"
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(
@@ -151,7 +168,16 @@ def test_what_one_device_saved_another_machine_loads(tmp_path, key):
 
 def test_damaged_arrays_are_a_clear_error(tmp_path, key):
     params = make_policy(SPACE, 1).init(key)
-    save_controller(tmp_path / "c", SavedController(("one",), SPACE, params))
+    save_controller(tmp_path / "c", controller_of(params, "one"))
     shutil.rmtree(tmp_path / "c" / "arrays")
     with pytest.raises(UserError, match="holds no controller that can be read"):
+        load_controller(tmp_path / "c")
+
+
+@pytest.mark.parametrize("key_of", ["traits", "fingerprint"])
+def test_a_controller_of_another_version_is_a_clear_error(tmp_path, key, key_of):
+    save_controller(tmp_path / "c", controller_of(make_policy(SPACE, 1).init(key), "one"))
+    path = tmp_path / "c" / "controller.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key_of: [{}]}))
+    with pytest.raises(UserError, match="of this version|fingerprint"):
         load_controller(tmp_path / "c")

@@ -1,0 +1,145 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+
+from mnms_jax.replay import ReplayBank
+from mnms_jax.reward_model import (
+    Trials,
+    _condition,
+    fit_reward_model,
+    make_ranker,
+)
+from mnms_jax.space import Decision, SearchSpace
+
+SPACE = SearchSpace([Decision(name, (0, 1, 2)) for name in "abcd"])
+DESIGNS = jnp.array(
+    [[a, b, c, d] for a in range(3) for b in range(3) for c in range(3) for d in range(3)]
+)
+VALUES = jnp.array([[0.0, 0.2, 0.5], [0.3, 0.0, 0.1], [0.0, 0.1, 0.0], [0.2, 0.1, 0.0]])
+
+
+def value(designs):
+    return jnp.sum(VALUES[jnp.arange(4)[None], designs], 1)
+
+
+def make_sources(key, shuffled=False, num_tasks=3, number=60):
+    """Returns trials of tasks that differ in level and scale alone, or whose rewards mean nothing."""
+    rows = jax.vmap(lambda k: jax.random.choice(k, 81, (number,), replace=False))(
+        jax.random.split(key, num_tasks)
+    )
+    rewards = jax.vmap(value)(DESIGNS[rows]) * jnp.array([[1.0], [0.5], [0.8]]) + 0.3
+    if shuffled:
+        rewards = jax.vmap(jax.random.permutation)(jax.random.split(key, num_tasks), rewards)
+    shape = (num_tasks, number, 4)
+    return ReplayBank(DESIGNS[rows], jnp.zeros(shape), rewards, jnp.full(num_tasks, number))
+
+
+def trials_of(rows, capacity=32, rewards=None):
+    """Returns a task's trials of some designs, in a bank with room for more."""
+    rows = jnp.asarray(rows)
+    rewards = value(DESIGNS[rows]) if rewards is None else jnp.asarray(rewards)
+    room = capacity - len(rows)
+    return Trials(
+        jnp.pad(DESIGNS[rows], ((0, room), (0, 0))),
+        jnp.pad(rewards, (0, room)),
+        jnp.arange(capacity) < len(rows),
+    )
+
+
+def test_conditioning_is_gaussian_process_regression():
+    rng = np.random.default_rng(0)
+    x, others = rng.normal(size=(7, 2)), rng.normal(size=(5, 2))
+    y = rng.normal(size=(2, 7))
+    level, noise = 4.0, 0.3
+    kernel = ConstantKernel(level, "fixed") + RBF(1.0, "fixed")
+    points = np.concatenate([x, others])
+    # Three rows more than there are observations.
+    covariance = np.zeros((10, 15))
+    known = RBF(1.0)(x, points)
+    covariance[:7, :7], covariance[:7, 10:] = known[:, :7], known[:, 7:]
+    padded = jnp.pad(jnp.asarray(y, jnp.float32), ((0, 0), (0, 3)))
+    found = _condition(
+        padded, jnp.asarray(covariance, jnp.float32), jnp.ones(5), jnp.int32(7), noise
+    )
+    for s in range(2):
+        expected = GaussianProcessRegressor(kernel, alpha=noise**2, optimizer=None).fit(x, y[s])
+        mean, deviation = expected.predict(others, return_std=True)
+        np.testing.assert_allclose(found.mean[s], mean, atol=2e-4)
+        np.testing.assert_allclose(found.deviation, deviation, atol=2e-4)
+        likelihood = expected.log_marginal_likelihood_value_ + 3.5 * np.log(2 * np.pi)
+        assert float(found.evidence[s]) == pytest.approx(likelihood, abs=2e-3)
+
+
+def test_without_any_trial_the_sources_best_design_comes_first(key):
+    model = fit_reward_model(key, SPACE, make_sources(key))
+    ranking = jax.jit(make_ranker(SPACE, model))(trials_of([]), DESIGNS)
+    values = value(DESIGNS)
+    assert float(values[jnp.argmax(ranking.scores)]) >= float(jnp.sort(values)[-3])
+    assert float(jnp.corrcoef(ranking.scores, values)[0, 1]) > 0.9
+    assert float(ranking.belief) == pytest.approx(0.5, abs=1e-4)
+
+
+def test_cold_it_learns_from_the_tasks_own_trials():
+    rows = np.random.default_rng(0).permutation(81)[:30]
+    empty = make_ranker(SPACE)(trials_of([]), DESIGNS)
+    np.testing.assert_allclose(empty.scores, empty.scores[0], rtol=1e-5)
+    ranking = make_ranker(SPACE, beta=0.0)(trials_of(rows), DESIGNS)
+    rest = np.setdiff1d(np.arange(81), rows)
+    correlation = np.corrcoef(ranking.scores[rest], value(DESIGNS)[rest])[0, 1]
+    assert correlation > 0.6
+    assert float(ranking.belief) == 0
+
+
+def test_sources_that_tell_nothing_are_soon_not_believed_and_do_no_harm(key):
+    rows = np.random.default_rng(1).permutation(81)[:20]
+    rest = np.setdiff1d(np.arange(81), rows)
+    good = fit_reward_model(key, SPACE, make_sources(key))
+    useless = fit_reward_model(key, SPACE, make_sources(key, shuffled=True))
+    rankings = {
+        name: make_ranker(SPACE, model)(trials_of(rows), DESIGNS)
+        for name, model in (("good", good), ("useless", useless), ("cold", None))
+    }
+    assert float(rankings["good"].belief) > 0.9
+    assert float(rankings["useless"].belief) < 0.1
+    correlation = {
+        name: np.corrcoef(ranking.scores[rest], value(DESIGNS)[rest])[0, 1]
+        for name, ranking in rankings.items()
+    }
+    assert correlation["good"] > correlation["cold"]
+    assert correlation["useless"] > correlation["cold"] - 0.1
+    # Without the guard the useless model is believed whatever the trials say.
+    unguarded = make_ranker(SPACE, useless, belief=1.0)(trials_of(rows), DESIGNS)
+    assert float(unguarded.belief) == 1
+
+
+def test_scores_follow_the_scale_and_level_of_rewards(key):
+    model = fit_reward_model(key, SPACE, make_sources(key))
+    rows = np.random.default_rng(2).permutation(81)[:20]
+    rank = make_ranker(SPACE, model)
+    there = rank(trials_of(rows), DESIGNS).scores
+    higher = rank(trials_of(rows, rewards=value(DESIGNS[rows]) + 10), DESIGNS).scores
+    np.testing.assert_allclose(higher - there, (higher - there)[0], atol=1e-3)
+
+
+def test_failed_trials_count_as_the_worst():
+    rows = [0, 1, 2, 40, 80]
+    rewards = value(DESIGNS[jnp.array(rows)])
+    failed = make_ranker(SPACE)(trials_of(rows, rewards=rewards.at[3].set(jnp.nan)), DESIGNS)
+    worst = make_ranker(SPACE)(trials_of(rows, rewards=rewards.at[3].set(rewards.min())), DESIGNS)
+    assert np.isfinite(failed.scores).all()
+    np.testing.assert_allclose(failed.scores, worst.scores, rtol=1e-5)
+    none = make_ranker(SPACE)(trials_of([3, 4], rewards=[jnp.nan, jnp.nan]), DESIGNS)
+    assert np.isfinite(none.scores).all()
+
+
+def test_it_maps_over_tasks_alike(key):
+    model = fit_reward_model(key, SPACE, make_sources(key))
+    rank = make_ranker(SPACE, model)
+    both = [trials_of([1, 5, 9]), trials_of([3, 4, 50, 60, 70])]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *both)
+    together = jax.vmap(rank, in_axes=(0, None))(stacked, DESIGNS).scores
+    for scores, trials in zip(together, both, strict=True):
+        np.testing.assert_allclose(scores, rank(trials, DESIGNS).scores, atol=2e-4)
