@@ -6,6 +6,7 @@ before the first line is read and costs a way nothing.
 
 import json
 import os
+import pathlib
 import resource
 import subprocess
 import sys
@@ -105,7 +106,11 @@ def serve(way: str, tasks: Sequence[str], num_children: int, seed: int, torch_th
 def _ours(work: Work, seed: int) -> tuple[Train, Callable[[], dict[str, float]]]:
     inputs = work.inputs
     trainer = mnms.Trainer(
-        work.family, inputs.child_data, num_classes=inputs.num_classes, seed=seed
+        work.family,
+        inputs.child_data,
+        num_classes=inputs.num_classes,
+        seed=seed,
+        program_folder=pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / "programs",
     )
     for request in work.requests:
         spec = work.family.make_spec(request.design)

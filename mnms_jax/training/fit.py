@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import functools
 import os
+import pathlib
 import queue
 import threading
 import time
@@ -17,10 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnms_jax.devices import map_trials, trial_devices, trial_sharding
+from mnms_jax.training.executables import ProgramFolder, program_key
 from mnms_jax.training.optimizer import coefficients
 from mnms_jax.training.plan import Chunk, default_lanes, plan_chunks
 from mnms_jax.training.program import BATCH_SIZE, Outcome, Recipe, make_program
-from mnms_jax.types import Array, ChildData, ChildFamily, ChildModel, ChildSpec, Choice, Params
+from mnms_jax.types import (
+    AnyArray,
+    Array,
+    ChildData,
+    ChildFamily,
+    ChildModel,
+    ChildSpec,
+    Choice,
+    Params,
+)
 
 # Task index and child -> the data that the child's program takes.
 DataSource = Callable[[int, ChildSpec], ChildData]
@@ -93,7 +104,9 @@ class Trainer:
         rounded otherwise with another number. An architecture that doesn't fit into the device's
         memory gets half as many, and again.
       devices: that each chunk of children is spread over; by default `trial_devices()`.
-      max_programs: programs kept, the last used ones.
+      max_programs: programs kept in memory, the last used ones.
+      program_folder: where compiled programs are kept for later processes, up to 2 GB; the user's
+        own, as they are code. Only those of this package's families are.
       rung_samples: training examples seen, ascending, after which children are evaluated and
         hopeless ones stopped; a child's own end counts as none.
     """
@@ -109,6 +122,7 @@ class Trainer:
         lanes: int | None = None,
         devices: Sequence[jax.Device] | None = None,
         max_programs: int = 512,
+        program_folder: pathlib.Path | None = None,
         rung_samples: Sequence[int] = (),
     ):
         self._family = family
@@ -128,6 +142,7 @@ class Trainer:
             collections.OrderedDict()
         )
         self._max_programs = max_programs
+        self._folder = ProgramFolder(program_folder) if program_folder else None
         self._lock = threading.Lock()
         self._num_programs = 0
         self._compile_seconds = 0.0
@@ -230,7 +245,7 @@ class Trainer:
         """Returns outcomes and variables of a chunk, stacked; more than members in a short one."""
         inputs = [self._inputs(request, spec) for request, spec in members]
         inputs += inputs[-1:] * (program.num_children - len(inputs))
-        stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *inputs)
+        stacked = jax.tree.map(_stack, *inputs)
         return program.run(*jax.device_put(stacked, self._sharding))
 
     def _chunk_size(self, architecture: Hashable) -> int:
@@ -276,21 +291,32 @@ class Trainer:
         start, lanes = time.perf_counter(), self._lanes[spec.architecture]
         num_children = lanes * self._sharding.num_devices
         with self._clock.busy(compiling=1):
-            inputs = self._inputs(request, spec)
-            model = self._family.make_model(spec.architecture, self._num_classes)
-            stacked = jax.tree.map(
+            inputs = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(
                     (num_children, *np.shape(x)), x.dtype, sharding=self._sharding
                 ),
-                inputs,
+                self._inputs(request, spec),
             )
-            program = map_trials(_with_lanes(model, lanes), self._sharding)
-            lowered = jax.jit(program).lower(*stacked)
-            compiled = lowered.compile(_COMPILER_OPTIONS.get(self._platform))
+            compiled = self._load_or_compile(spec.architecture, lanes, inputs)
         with self._lock:
             self._num_programs += 1
             self._compile_seconds += time.perf_counter() - start
         return _Program(compiled, num_children)
+
+    def _load_or_compile(self, architecture: Hashable, lanes: int, inputs: Any) -> Any:
+        options = _COMPILER_OPTIONS.get(self._platform)
+
+        def compile_new() -> Any:
+            model = self._family.make_model(architecture, self._num_classes)
+            program = map_trials(_with_lanes(model, lanes), self._sharding)
+            return jax.jit(program).lower(*inputs).compile(options)
+
+        if self._folder is None:
+            return compile_new()
+        devices = list(self._sharding.mesh.devices.flat)
+        make_model = self._family.make_model
+        key = program_key(make_model, architecture, self._num_classes, inputs, devices, options)
+        return self._folder.load_or_compile(key, devices, compile_new)
 
 
 class _Program(NamedTuple):
@@ -312,6 +338,11 @@ def _with_lanes(model: ChildModel, lanes: int) -> Callable:
         return jax.tree.map(lambda x: x[None], outputs)
 
     return one_lane
+
+
+def _stack(*arrays: AnyArray) -> AnyArray:
+    """Stacks arrays where they are; the many small ones are on the host, where it takes no time."""
+    return (jnp if isinstance(arrays[0], jax.Array) else np).stack(arrays)
 
 
 def _result(outcome: Outcome, spec: ChildSpec, seconds: float, label: str) -> TrialResult:
