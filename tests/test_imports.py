@@ -13,7 +13,7 @@ ROOT = pathlib.Path(mnms_jax.__file__).parent
 # Arrows point up this list only.
 ORDER = """types space tabular controller replay advantage losses learner search children.ragged
 children.layers children.text training.optimizer devices training.plan training.program
-training.executables training.fit
+training.pool training.executables training.fit
 tasks.text tasks.packaged tasks.pickles tasks.table_files tasks.tables tasks.embeddings tasks.tfds
 tasks.inputs tasks.reference tasks.registry config store export tracking report run experiment
 cli""".split()
