@@ -150,8 +150,8 @@ def test_a_round_prefetches_what_random_search_trains_in_the_next(tmp_path, fami
         run_rounds(setup._replace(search=search), state, workdir, Recorder(), "random")
     assert len(noting.prefetched) == 2 and len(noting.rounds) == 3  # nothing follows the last
     for prefetched, trained in zip(noting.prefetched, noting.rounds[1:], strict=True):
-        trained = [request._replace(rung_accuracies=()) for request in trained]
-        assert trained and all(request in prefetched for request in trained)
+        children = [request._replace(rung_accuracies=()) for request in trained]
+        assert children and all(request in prefetched for request in children)
         assert all(request.trial < 8 for request in prefetched)
 
 
