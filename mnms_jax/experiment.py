@@ -83,9 +83,11 @@ def make_bench(config: Config) -> Bench:
         num_classes=inputs.num_classes,
         seed=config.seed,
         num_workers=config.num_workers,
+        lanes=config.lanes,
         rung_samples=rung_samples(family.space) if config.early_stopping else (),
         program_folder=cache_folder() / "programs",
     )
+    logging.info("children are trained by %s", trainer.layout)
     return Bench(tasks, family, inputs, trainer)
 
 

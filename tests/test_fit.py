@@ -6,7 +6,7 @@ import pytest
 from toy import make_family, make_task, make_trainer
 
 from mnms_jax.training.fit import Request, TrainerStats
-from mnms_jax.training.plan import Chunk, default_lanes, plan_chunks
+from mnms_jax.training.plan import cost_model
 
 TASK = make_task("one", 100, seed=1)
 HIDDEN = {
@@ -131,30 +131,29 @@ def test_closing_forgets_what_was_prefetched(family):
     assert len(dict(trainer.train(wanted))) == 1
 
 
-def test_chunks_are_of_one_architecture_and_what_is_compiled_comes_first(family):
-    designs = [
-        design(family),
-        design(family, **HIDDEN),
-        design(family, optimizer="adam"),
-        design(family, **HIDDEN, samples=5),
-        design(family),
-    ]
-    specs = [family.make_spec(d) for d in designs]
-    flat, deep = specs[0].architecture, specs[1].architecture
-    assert plan_chunks(specs) == [
-        Chunk(flat, (0,)),
-        Chunk(flat, (2,)),
-        Chunk(flat, (4,)),
-        Chunk(deep, (1,)),
-        Chunk(deep, (3,)),
-    ]
-    assert plan_chunks(specs, lambda _: 2, {deep}) == [
-        Chunk(deep, (1, 3)),
-        Chunk(flat, (0, 2)),
-        Chunk(flat, (4,)),
-    ]
-    assert plan_chunks([]) == []
-    assert (default_lanes("cpu"), default_lanes("gpu")) == (1, 8)
+def test_lanes_are_chosen_by_the_memory_where_the_device_has_a_limit(family, monkeypatch):
+    spec, wanted = family.make_spec(design(family)), Request(0, "one", 0, design(family))
+    trainer = make_trainer((TASK,), family, num_workers=2)
+    assert "2 threads, each with 1 at once on each of 1 devices (cpu)" in trainer.layout
+    size = trainer._child_bytes(wanted, spec)
+    data = trainer._inputs(wanted, spec)[2]
+    _, variables = trainer.fit(wanted)
+    assert size == sum(x.nbytes for x in jax.tree.leaves(data)) + 5 * sum(
+        x.nbytes for x in jax.tree.leaves(variables)
+    )
+
+    class Limited:
+        def memory_stats(self):
+            return {"bytes_limit": 2 * 2 * 5 * size}  # two workers; half of it for arrays
+
+    class Sharding:
+        class mesh:  # noqa: N801
+            class devices:  # noqa: N801
+                flat = (Limited(),)
+
+    trainer._costs, trainer._lanes, trainer._sharding = cost_model("gpu"), {}, Sharding
+    trainer._choose_lanes(wanted, spec)
+    assert trainer._lanes == {spec.architecture: 4}
 
 
 @pytest.mark.parametrize(("fitting", "programs"), [(4, 1), (2, 2), (1, 3)])

@@ -1,6 +1,5 @@
 """Runs the training of children: compiles, schedules, measures, and turns failures into results."""
 
-import collections
 import concurrent.futures
 import functools
 import os
@@ -19,7 +18,7 @@ import numpy as np
 from mnms_jax.devices import map_trials, trial_devices, trial_sharding
 from mnms_jax.training.executables import ProgramFolder, program_key
 from mnms_jax.training.optimizer import coefficients
-from mnms_jax.training.plan import Chunk, default_lanes, plan_chunks
+from mnms_jax.training.plan import Chunk, choose_lanes, cost_model, plan_chunks
 from mnms_jax.training.pool import FutureProgram, IdleClock, Program, ProgramPool
 from mnms_jax.training.program import BATCH_SIZE, Outcome, Recipe, make_program
 from mnms_jax.types import (
@@ -100,9 +99,9 @@ class Trainer:
       seed: of all trials.
       num_workers: threads that train at once; 0: one a core on CPUs, else 2. XLA computes outside
         Python's lock.
-      lanes: children that a device trains at once; by default what suits the backend. Numbers are
-        rounded otherwise with another number. An architecture that doesn't fit into the device's
-        memory gets half as many, and again.
+      lanes: children that a device trains at once; 0: by the backend's cost model (plan.py).
+        Numbers are rounded otherwise with another number. An architecture that still doesn't fit
+        into the device's memory gets half as many, and again.
       devices: that each chunk of children is spread over; by default `trial_devices()`.
       max_programs: programs kept in memory, the last used ones.
       program_folder: where compiled programs are kept for later processes, up to 2 GB; the user's
@@ -119,7 +118,7 @@ class Trainer:
         num_classes: int,
         seed: int = 0,
         num_workers: int = 0,
-        lanes: int | None = None,
+        lanes: int = 0,
         devices: Sequence[jax.Device] | None = None,
         max_programs: int = 512,
         program_folder: pathlib.Path | None = None,
@@ -133,9 +132,11 @@ class Trainer:
         devices = list(trial_devices() if devices is None else devices)
         self._sharding = trial_sharding(devices)
         self._platform = devices[0].platform
-        lanes = default_lanes(self._platform) if lanes is None else lanes
-        self._lanes: dict[Hashable, int] = collections.defaultdict(lambda: lanes)
+        self._costs = cost_model(self._platform)
+        self._forced_lanes = lanes
+        self._lanes: dict[Hashable, int] = {}  # by architecture
         num_workers = num_workers or (_num_cores() if self._platform == "cpu" else 2)
+        self._num_workers = num_workers
         self._workers = concurrent.futures.ThreadPoolExecutor(num_workers, "mnms-train")
         self._clock = IdleClock(num_workers)
         self._programs = ProgramPool(num_workers, max_programs, self._clock)
@@ -148,6 +149,15 @@ class Trainer:
     def stats(self) -> TrainerStats:
         with self._lock:
             return TrainerStats(*self._programs.stats, self._run_seconds, self._clock.seconds)
+
+    @property
+    def layout(self) -> str:
+        """How children are spread, in words."""
+        lanes = self._forced_lanes or choose_lanes(self._costs)
+        return (
+            f"{self._num_workers} threads, each with {lanes} at once on each of "
+            f"{self._sharding.num_devices} devices ({self._platform})"
+        )
 
     def prefetch(self, requests: Sequence[Request]) -> None:
         """Has the programs of children compiled that will probably be trained soon.
@@ -181,7 +191,7 @@ class Trainer:
         def submit(chunk: Chunk, program: FutureProgram) -> None:
             self._workers.submit(guarded, train_chunk, chunk, program)
 
-        for chunk in plan_chunks(specs, self._chunk_size, self._programs.done()):
+        for chunk in self._plan(requests, specs):
             program = self._program(requests[chunk.members[0]], specs[chunk.members[0]])
             program.add_done_callback(functools.partial(guarded, submit, chunk))
         self._begin_upcoming()
@@ -254,6 +264,33 @@ class Trainer:
     def _chunk_size(self, architecture: Hashable) -> int:
         return self._lanes[architecture] * self._sharding.num_devices
 
+    def _plan(self, requests: Sequence[Request], specs: Sequence[ChildSpec]) -> list[Chunk]:
+        for request, spec in zip(requests, specs, strict=True):
+            self._choose_lanes(request, spec)
+        return plan_chunks(specs, self._chunk_size, self._programs.done())
+
+    def _choose_lanes(self, request: Request, spec: ChildSpec) -> None:
+        """Chooses the lanes of an architecture when it is first seen."""
+        with self._lock:
+            if spec.architecture in self._lanes:
+                return
+            memory = (self._sharding.mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
+            if self._forced_lanes or memory is None:  # CPUs set no limit
+                lanes = self._forced_lanes or choose_lanes(self._costs)
+            else:
+                child_bytes = self._child_bytes(request, spec)
+                lanes = choose_lanes(self._costs, child_bytes, memory // self._num_workers)
+            self._lanes[spec.architecture] = lanes
+
+    def _child_bytes(self, request: Request, spec: ChildSpec) -> int:
+        """Returns the size of a child's data, variables, gradients and optimiser's slots."""
+        seed, recipe, data = self._inputs(request, spec)
+        model = self._family.make_model(spec.architecture, self._num_classes)
+        batch = jax.tree.map(lambda rows: rows[:BATCH_SIZE], data.inputs)
+        variables = jax.eval_shape(model.init, seed, batch, data.constants, recipe.hyperparameters)
+        # A parameter is there as itself, gradient, two slots, and once more in the result.
+        return _num_bytes(data) + 5 * _num_bytes(variables)
+
     def _inputs(self, request: Request, spec: ChildSpec) -> tuple[Array, Recipe, ChildData]:
         optimizers = {name: coefficients(s) for name, s in spec.optimizers.items()}
         needed = np.full(len(self._rung_steps), -np.inf, np.float32)
@@ -275,6 +312,7 @@ class Trainer:
 
     def _program(self, request: Request, spec: ChildSpec, *, needed: bool = True) -> FutureProgram:
         """Returns the program that trains a child, compiled or being compiled."""
+        self._choose_lanes(request, spec)
         compile_new = functools.partial(self._compile, request, spec)
         return self._programs.get(spec.architecture, compile_new, needed=needed)
 
@@ -316,6 +354,10 @@ def _with_lanes(model: ChildModel, lanes: int) -> Callable:
         return jax.tree.map(lambda x: x[None], outputs)
 
     return one_lane
+
+
+def _num_bytes(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _stack(*arrays: AnyArray) -> AnyArray:
