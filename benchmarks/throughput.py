@@ -30,7 +30,7 @@ from absl import flags, logging
 import mnms_jax as mnms
 from benchmarks import summary
 from benchmarks.children import arrays_of, kind_of, make_work, num_steps, num_tokens, step_flops
-from benchmarks.workers import FILL, WAYS, Reply, Worker, serve
+from benchmarks.workers import FILL, ROUND, WAYS, Reply, Worker, serve
 
 _TASKS = flags.DEFINE_list("tasks", ["vader_movie", "vader_amazon"], "Tasks, taking turns.")
 _CHILDREN = flags.DEFINE_integer("children", 64, "Number of children.", lower_bound=1)
@@ -46,6 +46,8 @@ _LONG_NAIVE = flags.DEFINE_integer(
 )
 _JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 _WAY = flags.DEFINE_string("way", None, "For the benchmark's own processes.")
+
+_LONG_TURN = 5 * ROUND  # children that the long search trains before naive has a turn
 
 _PROGRESS = rich.console.Console(stderr=True, soft_wrap=True)
 
@@ -75,15 +77,19 @@ def _worker(way: str, num_children: int, cache: str) -> Worker:
     return worker
 
 
-def _chunks(count: int) -> list[list[int]]:
-    size = _CHUNK.value
+def _chunks(count: int, size: int) -> list[list[int]]:
     return [list(range(i, min(i + size, count))) for i in range(0, count, size)]
 
 
 def take_turns(
-    workers: Mapping[str, Worker], limits: Mapping[str, int]
+    workers: Mapping[str, Worker], limits: Mapping[str, int], size: int
 ) -> tuple[dict[str, list[Reply]], list[float]]:
     """Trains chunk after chunk, all ways one after another on each; another begins every time.
+
+    Args:
+      workers: by way.
+      limits: children that each trains.
+      size: of a chunk.
 
     Returns:
       Replies of every way, and the machine's matmul rates in between, GFLOP/s.
@@ -91,7 +97,7 @@ def take_turns(
     replies: dict[str, list[Reply]] = {way: [] for way in workers}
     peaks = []
     ways = list(workers)
-    for turn, chunk in enumerate(_chunks(max(limits.values()))):
+    for turn, chunk in enumerate(_chunks(max(limits.values()), size)):
         peaks.append(matmul_gflops())
         for way in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
             indices = [index for index in chunk if index < limits[way]]
@@ -108,12 +114,12 @@ def compare(ways: Sequence[str], work: summary.Load) -> dict[str, Any]:
         noise = None
         if "warm" in ways:
             filler = _worker(FILL, _CHILDREN.value, filled)
-            noise = [filler.train(chunk) for chunk in _chunks(_CHILDREN.value)]
+            noise = [filler.train(chunk) for chunk in _chunks(_CHILDREN.value, _CHUNK.value)]
             filler.close()
         workers = {
             way: _worker(way, _CHILDREN.value, filled if way == "warm" else empty) for way in ways
         }
-        replies, peaks = take_turns(workers, dict.fromkeys(ways, _CHILDREN.value))
+        replies, peaks = take_turns(workers, dict.fromkeys(ways, _CHILDREN.value), _CHUNK.value)
         figures = summary.compare(replies, noise, work, peaks)
         ours = workers.get("warm", workers.get("cold"))
         if ours is not None:
@@ -151,11 +157,14 @@ def _matmul_fraction(ours: Worker, work: summary.Load, children: int = 4, turns:
 
 
 def measure_long(num_trials: int, num_naive: int) -> dict[str, Any]:
-    """Runs a cold search of many random trials against naive, which may train fewer of them."""
+    """Runs a cold search of many random trials against naive, which may train fewer of them.
+
+    In rounds, like a real search: while one trains, the programs of the next are compiled.
+    """
     with tempfile.TemporaryDirectory() as empty:
         limits = {"cold": num_trials, "naive": min(num_naive, num_trials)}
         workers = {way: _worker(way, num_trials, empty) for way in limits if limits[way]}
-        replies, _ = take_turns(workers, limits)
+        replies, _ = take_turns(workers, limits, _LONG_TURN)
         for worker in workers.values():
             worker.close()
     return summary.long_run(replies, limits)

@@ -149,7 +149,9 @@ def _prepare_process() -> None:
     """Sets up a process that runs experiments: its log, and the compilation cache.
 
     Compiled programs are kept, up to 2 GB, in the folder `xla` of the cache; they are code, so it
-    is the user's own folder. Set JAX_COMPILATION_CACHE_DIR to have it elsewhere.
+    is the user's own folder. Set JAX_COMPILATION_CACHE_DIR to have it elsewhere. Children's
+    programs are found faster in the folder `programs`; what is here serves them too when our
+    sources have changed, but not what is made from them.
     """
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()

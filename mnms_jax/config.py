@@ -47,6 +47,11 @@ class Config:
         "Share of a task's children that is stopped at each rung, the worst at that number of "
         "samples so far, as in successive halving; 0: none.",
     )
+    lanes: int = _option(
+        0,
+        "Children that a device trains at once; 0: what the backend is known to do best. Another "
+        "number rounds otherwise, and so makes another search.",
+    )
     num_workers: int = _option(
         0, "Threads that train children at once; 0: one a core (2 with an accelerator)."
     )
@@ -64,6 +69,7 @@ class Config:
             ("num_trials", self.num_trials >= 1, "at least 1"),
             ("round_size", self.round_size >= 1, "at least 1"),
             ("num_workers", self.num_workers >= 0, "at least 0"),
+            ("lanes", self.lanes >= 0, "at least 0"),
             ("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295"),
             ("time_limit", self.time_limit >= 0, "at least 0"),
             ("early_stopping", 0 <= self.early_stopping < 1, "at least 0 and below 1"),

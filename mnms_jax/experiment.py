@@ -42,6 +42,7 @@ from mnms_jax.space import SearchSpace
 from mnms_jax.store import TrialRecord, Workdir, open_workdir, write_json
 from mnms_jax.tasks.embeddings import glove50, load_word_vectors
 from mnms_jax.tasks.inputs import TextInputs
+from mnms_jax.tasks.packaged import cache_folder
 from mnms_jax.tasks.reference import tfidf_logistic_regression
 from mnms_jax.tasks.registry import load_tasks
 from mnms_jax.tracking import Tracker
@@ -84,8 +85,11 @@ def make_bench(config: Config) -> Bench:
         num_classes=inputs.num_classes,
         seed=config.seed,
         num_workers=config.num_workers,
+        lanes=config.lanes,
         rung_samples=rung_samples(family.space) if config.early_stopping else (),
+        program_folder=cache_folder() / "programs",
     )
+    logging.info("children are trained by %s", trainer.layout)
     return Bench(tasks, family, inputs, trainer)
 
 

@@ -98,6 +98,8 @@ def run_rounds(
         if _is_over(setup, workdir.log, (round_index + 1) * trials_per_round):
             break
         proposal = setup.search.ask(state)
+        if round_index + 1 < num_rounds:
+            _prefetch(setup, state, round_index + 1, workdir.log)
         records = _train_round(setup, proposal, round_index, workdir.log)
         metrics: Metrics = {}
         if len(records) == len(proposal.task_ids):  # else the budget cuts this round short
@@ -149,6 +151,25 @@ def _is_over(setup: RoundSetup, log: TrialLog, num_trials: int) -> bool:
     if len(log.records) >= most:
         return False
     return from_first(lambda: b"over" * (time.monotonic() > setup.budget.deadline)) != b""
+
+
+def _prefetch(setup: RoundSetup, state: SearchState, round_index: int, log: TrialLog) -> None:
+    """Has the programs that the next round probably needs compiled while this one's train.
+
+    They are those of the children that the round would have if the controller learned nothing from
+    this one: its random numbers are the next round's own.
+    """
+    proposal = setup.search.ask(state._replace(step=state.step + 1))
+    requests = make_requests(setup.space, setup.task_names, proposal, round_index)
+    known = _known_results(log)
+    setup.trainer.prefetch(
+        [
+            request
+            for request in requests[jax.process_index() :: jax.process_count()]
+            if request.trial < setup.budget.num_trials
+            and _identity(request.task_name, request.design) not in known
+        ]
+    )
 
 
 def _train_round(

@@ -24,6 +24,7 @@ def test_defaults_are_valid_and_described():
         ({"num_trials": 0}, "--num_trials=0: must be at least 1"),
         ({"round_size": -1}, "--round_size=-1"),
         ({"time_limit": -1.0}, "--time_limit"),
+        ({"lanes": -1}, "--lanes=-1: must be at least 0"),
         ({"seed": -1}, "--seed=-1: must be from 0"),
         ({"seed": 2**32}, "--seed=4294967296"),
         ({"time_limit": float("nan")}, "--time_limit=nan"),

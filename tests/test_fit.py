@@ -5,8 +5,8 @@ import jax
 import pytest
 from toy import make_family, make_task, make_trainer
 
-from mnms_jax.training.fit import Request, TrainerStats, _IdleClock
-from mnms_jax.training.plan import Chunk, default_lanes, plan_chunks
+from mnms_jax.training.fit import Request, TrainerStats
+from mnms_jax.training.plan import cost_model
 
 TASK = make_task("one", 100, seed=1)
 HIDDEN = {
@@ -34,7 +34,7 @@ def test_programs_beyond_the_limit_are_evicted_and_compiled_again(family):
     assert trainer.stats.programs == 1
     dict(trainer.train([deep]))
     again = dict(trainer.train([flat]))[0]
-    assert trainer.stats.programs == 3 and len(trainer._programs) == 1
+    assert trainer.stats.programs == 3 and len(trainer._programs.done()) == 1
     assert again._replace(seconds=0) == first._replace(seconds=0)
 
 
@@ -47,21 +47,6 @@ def test_waiting_for_the_compiler_is_counted(family):
     assert 0 < stats.idle_share < 1
     dict(trainer.train(wanted))
     assert trainer.stats.idle_seconds == stats.idle_seconds
-
-
-def test_the_idle_clock_counts_workers_without_work_while_a_program_is_compiled():
-    clock = _IdleClock(num_workers=2)
-    time.sleep(0.05)
-    assert clock.seconds == 0  # nothing to compile: no work left is nobody's fault
-    with clock.busy(compiling=1):
-        time.sleep(0.1)
-        with clock.busy(training=1):
-            time.sleep(0.1)
-    assert 0.3 <= clock.seconds < 0.6
-    before = clock.seconds
-    with clock.busy(training=1):
-        time.sleep(0.05)
-    assert clock.seconds == before
 
 
 def test_closing_leaves_out_what_has_not_begun(family):
@@ -102,34 +87,73 @@ def test_closing_forgets_programs_whose_compilation_has_not_begun(family):
     results = trainer.train(wanted)
     next(results)
     results.close()
-    assert len(trainer._programs) < 3  # the last one was still queued
+    assert len(trainer._programs.done()) < 3  # the last one was still queued
     assert len(dict(trainer.train(wanted))) == 3  # and is compiled when it is wanted again
 
 
-def test_chunks_are_of_one_architecture_and_what_is_compiled_comes_first(family):
-    designs = [
-        design(family),
-        design(family, **HIDDEN),
-        design(family, optimizer="adam"),
-        design(family, **HIDDEN, samples=5),
-        design(family),
-    ]
-    specs = [family.make_spec(d) for d in designs]
-    flat, deep = specs[0].architecture, specs[1].architecture
-    assert plan_chunks(specs) == [
-        Chunk(flat, (0,)),
-        Chunk(flat, (2,)),
-        Chunk(flat, (4,)),
-        Chunk(deep, (1,)),
-        Chunk(deep, (3,)),
-    ]
-    assert plan_chunks(specs, lambda _: 2, {deep}) == [
-        Chunk(deep, (1, 3)),
-        Chunk(flat, (0, 2)),
-        Chunk(flat, (4,)),
-    ]
-    assert plan_chunks([]) == []
-    assert (default_lanes("cpu"), default_lanes("gpu")) == (1, 8)
+def test_what_is_prefetched_is_compiled_once_after_what_is_needed_and_nobody_waits(family):
+    trainer = make_trainer((TASK,), family, num_workers=1)
+    flat, deep = (Request(0, "one", 0, design(family, **c)) for c in ({}, HIDDEN))
+    compiled = []
+    compile_program = trainer._compile
+
+    def note(request, spec):
+        compiled.append(request)
+        return compile_program(request, spec)
+
+    trainer._compile = note
+    trainer.prefetch([deep, flat, deep])
+    assert trainer.stats.programs == 0 and compiled == []  # nothing while nothing is trained
+    results = trainer.train([flat] * 40)
+    next(results)
+    idle = trainer.stats.idle_seconds
+    deadline = time.monotonic() + 60
+    while trainer.stats.programs < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert trainer.stats.idle_seconds == idle
+    assert len(list(results)) == 39
+    assert compiled == [flat, deep]
+    dict(trainer.train([deep]))
+    assert trainer.stats.programs == 2 and trainer.stats.idle_seconds == idle
+
+
+def test_closing_forgets_what_was_prefetched(family):
+    trainer = make_trainer((TASK,), family, num_workers=1)
+    wanted = [Request(0, "one", 0, design(family))]
+    dict(trainer.train(wanted))
+    sizes = ({"hidden_layers": n} for n in (1, 2, 3))
+    trainer.prefetch([Request(0, "one", 0, design(family, **HIDDEN | size)) for size in sizes])
+    results = trainer.train(wanted * 3)
+    next(results)
+    results.close()
+    time.sleep(5)
+    assert trainer.stats.programs <= 3  # of four: the last ones were still queued
+    assert len(dict(trainer.train(wanted))) == 1
+
+
+def test_lanes_are_chosen_by_the_memory_where_the_device_has_a_limit(family, monkeypatch):
+    spec, wanted = family.make_spec(design(family)), Request(0, "one", 0, design(family))
+    trainer = make_trainer((TASK,), family, num_workers=2)
+    assert "2 threads, each with 1 at once on each of 1 devices (cpu)" in trainer.layout
+    size = trainer._child_bytes(wanted, spec)
+    data = trainer._inputs(wanted, spec)[2]
+    _, variables = trainer.fit(wanted)
+    assert size == sum(x.nbytes for x in jax.tree.leaves(data)) + 5 * sum(
+        x.nbytes for x in jax.tree.leaves(variables)
+    )
+
+    class Limited:
+        def memory_stats(self):
+            return {"bytes_limit": 2 * 2 * 5 * size}  # two workers; half of it for arrays
+
+    class Sharding:
+        class mesh:  # noqa: N801
+            class devices:  # noqa: N801
+                flat = (Limited(),)
+
+    trainer._costs, trainer._lanes, trainer._sharding = cost_model("gpu"), {}, Sharding
+    trainer._choose_lanes(wanted, spec)
+    assert trainer._lanes == {spec.architecture: 4}
 
 
 @pytest.mark.parametrize(("fitting", "programs"), [(4, 1), (2, 2), (1, 3)])

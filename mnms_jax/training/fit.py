@@ -1,26 +1,36 @@
 """Runs the training of children: compiles, schedules, measures, and turns failures into results."""
 
-import collections
 import concurrent.futures
-import contextlib
 import functools
 import os
+import pathlib
 import queue
 import threading
 import time
 import zlib
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mnms_jax.devices import map_trials, trial_devices, trial_sharding
+from mnms_jax.training.executables import ProgramFolder, program_key
 from mnms_jax.training.optimizer import coefficients
-from mnms_jax.training.plan import Chunk, default_lanes, plan_chunks
+from mnms_jax.training.plan import Chunk, choose_lanes, cost_model, plan_chunks
+from mnms_jax.training.pool import FutureProgram, IdleClock, Program, ProgramPool
 from mnms_jax.training.program import BATCH_SIZE, Outcome, Recipe, make_program
-from mnms_jax.types import Array, ChildData, ChildFamily, ChildModel, ChildSpec, Choice, Params
+from mnms_jax.types import (
+    AnyArray,
+    Array,
+    ChildData,
+    ChildFamily,
+    ChildModel,
+    ChildSpec,
+    Choice,
+    Params,
+)
 
 # Task index and child -> the data that the child's program takes.
 DataSource = Callable[[int, ChildSpec], ChildData]
@@ -65,7 +75,7 @@ class TrainerStats(NamedTuple):
     programs: int  # compiled, evicted ones too
     compile_seconds: float
     run_seconds: float
-    idle_seconds: float  # of workers without a child to train while programs were being compiled
+    idle_seconds: float  # of workers without a child to train while children waited for programs
 
     @property
     def idle_share(self) -> float:
@@ -89,11 +99,13 @@ class Trainer:
       seed: of all trials.
       num_workers: threads that train at once; 0: one a core on CPUs, else 2. XLA computes outside
         Python's lock.
-      lanes: children that a device trains at once; by default what suits the backend. Numbers are
-        rounded otherwise with another number. An architecture that doesn't fit into the device's
-        memory gets half as many, and again.
+      lanes: children that a device trains at once; 0: by the backend's cost model (plan.py).
+        Numbers are rounded otherwise with another number. An architecture that still doesn't fit
+        into the device's memory gets half as many, and again.
       devices: that each chunk of children is spread over; by default `trial_devices()`.
-      max_programs: programs kept, the last used ones.
+      max_programs: programs kept in memory, the last used ones.
+      program_folder: where compiled programs are kept for later processes, up to 2 GB; the user's
+        own, as they are code. Only those of this package's families are.
       rung_samples: training examples seen, ascending, after which children are evaluated and
         hopeless ones stopped; a child's own end counts as none.
     """
@@ -106,9 +118,10 @@ class Trainer:
         num_classes: int,
         seed: int = 0,
         num_workers: int = 0,
-        lanes: int | None = None,
+        lanes: int = 0,
         devices: Sequence[jax.Device] | None = None,
         max_programs: int = 512,
+        program_folder: pathlib.Path | None = None,
         rung_samples: Sequence[int] = (),
     ):
         self._family = family
@@ -119,26 +132,40 @@ class Trainer:
         devices = list(trial_devices() if devices is None else devices)
         self._sharding = trial_sharding(devices)
         self._platform = devices[0].platform
-        lanes = default_lanes(self._platform) if lanes is None else lanes
-        self._lanes: dict[Hashable, int] = collections.defaultdict(lambda: lanes)
+        self._costs = cost_model(self._platform)
+        self._forced_lanes = lanes
+        self._lanes: dict[Hashable, int] = {}  # by architecture
         num_workers = num_workers or (_num_cores() if self._platform == "cpu" else 2)
+        self._num_workers = num_workers
         self._workers = concurrent.futures.ThreadPoolExecutor(num_workers, "mnms-train")
-        self._compilers = concurrent.futures.ThreadPoolExecutor(num_workers, "mnms-compile")
-        self._programs: collections.OrderedDict[Hashable, _FutureProgram] = (
-            collections.OrderedDict()
-        )
-        self._max_programs = max_programs
+        self._clock = IdleClock(num_workers)
+        self._programs = ProgramPool(num_workers, max_programs, self._clock)
+        self._folder = ProgramFolder(program_folder) if program_folder else None
         self._lock = threading.Lock()
-        self._num_programs = 0
-        self._compile_seconds = 0.0
         self._run_seconds = 0.0
-        self._clock = _IdleClock(num_workers)
+        self._upcoming: Sequence[Request] = ()
 
     @property
     def stats(self) -> TrainerStats:
         with self._lock:
-            times = (self._compile_seconds, self._run_seconds, self._clock.seconds)
-            return TrainerStats(self._num_programs, *times)
+            return TrainerStats(*self._programs.stats, self._run_seconds, self._clock.seconds)
+
+    @property
+    def layout(self) -> str:
+        """How children are spread, in words."""
+        lanes = self._forced_lanes or choose_lanes(self._costs)
+        return (
+            f"{self._num_workers} threads, each with {lanes} at once on each of "
+            f"{self._sharding.num_devices} devices ({self._platform})"
+        )
+
+    def prefetch(self, requests: Sequence[Request]) -> None:
+        """Has the programs of children compiled that will probably be trained soon.
+
+        By the next `train`, after all that its own children need; what hasn't begun when that ends
+        is forgotten.
+        """
+        self._upcoming = list(requests)
 
     def train(self, requests: Sequence[Request]) -> Generator[tuple[int, TrialResult]]:
         """Trains children and yields (index of the request, result) as they finish.
@@ -156,17 +183,18 @@ class Trainer:
             except BaseException as error:
                 results.put(error)
 
-        def train_chunk(chunk: Chunk, program: "_FutureProgram") -> None:
+        def train_chunk(chunk: Chunk, program: FutureProgram) -> None:
             members = [(requests[i], specs[i]) for i in chunk.members]
             for index, result in zip(chunk.members, self._train(program, members), strict=True):
                 results.put((index, result))
 
-        def submit(chunk: Chunk, program: "_FutureProgram") -> None:
+        def submit(chunk: Chunk, program: FutureProgram) -> None:
             self._workers.submit(guarded, train_chunk, chunk, program)
 
-        for chunk in plan_chunks(specs, self._chunk_size, self._compiled()):
+        for chunk in self._plan(requests, specs):
             program = self._program(requests[chunk.members[0]], specs[chunk.members[0]])
             program.add_done_callback(functools.partial(guarded, submit, chunk))
+        self._begin_upcoming()
         try:
             for _ in requests:
                 found = results.get()
@@ -175,7 +203,7 @@ class Trainer:
                 yield found
         finally:
             closed.set()
-            self._forget_queued()
+            self._programs.forget_queued()
 
     def fit(self, request: Request) -> tuple[Outcome, Params]:
         """Trains one child again, exactly as before, and returns its variables too."""
@@ -185,7 +213,7 @@ class Trainer:
         return jax.tree.map(lambda x: x[0], jax.device_get(outputs))
 
     def _train(
-        self, program: "_FutureProgram", members: Sequence[tuple[Request, ChildSpec]]
+        self, program: FutureProgram, members: Sequence[tuple[Request, ChildSpec]]
     ) -> list[TrialResult]:
         """Trains children of one architecture and returns their results."""
         size = program.result().num_children
@@ -195,7 +223,7 @@ class Trainer:
         label = str(members[0][1].architecture)
         start = time.perf_counter()
         outcomes = None
-        with self._clock.busy(training=1):
+        with self._clock.training():
             try:
                 outcomes = jax.device_get(self._run(program.result(), members)[0])
             except jax.errors.JaxRuntimeError as error:
@@ -221,20 +249,47 @@ class Trainer:
                 return False
             if size == self._chunk_size(architecture):  # else another chunk was here first
                 self._lanes[architecture] = size // self._sharding.num_devices // 2
-                self._programs.pop(architecture, None)
+                self._programs.drop(architecture)
             return True
 
     def _run(
-        self, program: "_Program", members: Sequence[tuple[Request, ChildSpec]]
+        self, program: Program, members: Sequence[tuple[Request, ChildSpec]]
     ) -> tuple[Outcome, Params]:
         """Returns outcomes and variables of a chunk, stacked; more than members in a short one."""
         inputs = [self._inputs(request, spec) for request, spec in members]
         inputs += inputs[-1:] * (program.num_children - len(inputs))
-        stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *inputs)
+        stacked = jax.tree.map(_stack, *inputs)
         return program.run(*jax.device_put(stacked, self._sharding))
 
     def _chunk_size(self, architecture: Hashable) -> int:
         return self._lanes[architecture] * self._sharding.num_devices
+
+    def _plan(self, requests: Sequence[Request], specs: Sequence[ChildSpec]) -> list[Chunk]:
+        for request, spec in zip(requests, specs, strict=True):
+            self._choose_lanes(request, spec)
+        return plan_chunks(specs, self._chunk_size, self._programs.done())
+
+    def _choose_lanes(self, request: Request, spec: ChildSpec) -> None:
+        """Chooses the lanes of an architecture when it is first seen."""
+        with self._lock:
+            if spec.architecture in self._lanes:
+                return
+            memory = (self._sharding.mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
+            if self._forced_lanes or memory is None:  # CPUs set no limit
+                lanes = self._forced_lanes or choose_lanes(self._costs)
+            else:
+                child_bytes = self._child_bytes(request, spec)
+                lanes = choose_lanes(self._costs, child_bytes, memory // self._num_workers)
+            self._lanes[spec.architecture] = lanes
+
+    def _child_bytes(self, request: Request, spec: ChildSpec) -> int:
+        """Returns the size of a child's data, variables, gradients and optimiser's slots."""
+        seed, recipe, data = self._inputs(request, spec)
+        model = self._family.make_model(spec.architecture, self._num_classes)
+        batch = jax.tree.map(lambda rows: rows[:BATCH_SIZE], data.inputs)
+        variables = jax.eval_shape(model.init, seed, batch, data.constants, recipe.hyperparameters)
+        # A parameter is there as itself, gradient, two slots, and once more in the result.
+        return _num_bytes(data) + 5 * _num_bytes(variables)
 
     def _inputs(self, request: Request, spec: ChildSpec) -> tuple[Array, Recipe, ChildData]:
         optimizers = {name: coefficients(s) for name, s in spec.optimizers.items()}
@@ -250,55 +305,42 @@ class Trainer:
         )
         return jax.random.bits(jax.random.fold_in(task_key, request.trial), dtype=np.uint32)
 
-    def _compiled(self) -> set[Hashable]:
-        with self._lock:
-            return {key for key, program in self._programs.items() if program.done()}
+    def _begin_upcoming(self) -> None:
+        upcoming, self._upcoming = self._upcoming, ()
+        for request in upcoming:
+            self._program(request, self._family.make_spec(request.design), needed=False)
 
-    def _program(self, request: Request, spec: ChildSpec) -> "_FutureProgram":
+    def _program(self, request: Request, spec: ChildSpec, *, needed: bool = True) -> FutureProgram:
         """Returns the program that trains a child, compiled or being compiled."""
-        with self._lock:
-            architecture = spec.architecture
-            if architecture not in self._programs:
-                while len(self._programs) >= self._max_programs:
-                    self._programs.popitem(last=False)
-                self._programs[architecture] = self._compilers.submit(self._compile, request, spec)
-            self._programs.move_to_end(architecture)
-            return self._programs[architecture]
+        self._choose_lanes(request, spec)
+        compile_new = functools.partial(self._compile, request, spec)
+        return self._programs.get(spec.architecture, compile_new, needed=needed)
 
-    def _forget_queued(self) -> None:
-        """Leaves out programs not begun; compiling what nobody waits for would delay an exit."""
-        with self._lock:
-            for architecture, program in list(self._programs.items()):
-                if program.cancel():
-                    del self._programs[architecture]
-
-    def _compile(self, request: Request, spec: ChildSpec) -> "_Program":
-        start, lanes = time.perf_counter(), self._lanes[spec.architecture]
+    def _compile(self, request: Request, spec: ChildSpec) -> Program:
+        lanes = self._lanes[spec.architecture]
         num_children = lanes * self._sharding.num_devices
-        with self._clock.busy(compiling=1):
-            inputs = self._inputs(request, spec)
-            model = self._family.make_model(spec.architecture, self._num_classes)
-            stacked = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(
-                    (num_children, *np.shape(x)), x.dtype, sharding=self._sharding
-                ),
-                inputs,
-            )
+        inputs = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                (num_children, *np.shape(x)), x.dtype, sharding=self._sharding
+            ),
+            self._inputs(request, spec),
+        )
+        return Program(self._load_or_compile(spec.architecture, lanes, inputs), num_children)
+
+    def _load_or_compile(self, architecture: Hashable, lanes: int, inputs: Any) -> Any:
+        options = _COMPILER_OPTIONS.get(self._platform)
+
+        def compile_new() -> Any:
+            model = self._family.make_model(architecture, self._num_classes)
             program = map_trials(_with_lanes(model, lanes), self._sharding)
-            lowered = jax.jit(program).lower(*stacked)
-            compiled = lowered.compile(_COMPILER_OPTIONS.get(self._platform))
-        with self._lock:
-            self._num_programs += 1
-            self._compile_seconds += time.perf_counter() - start
-        return _Program(compiled, num_children)
+            return jax.jit(program).lower(*inputs).compile(options)
 
-
-class _Program(NamedTuple):
-    run: Callable[..., tuple[Outcome, Params]]  # of stacked inputs
-    num_children: int
-
-
-_FutureProgram: TypeAlias = concurrent.futures.Future[_Program]
+        if self._folder is None:
+            return compile_new()
+        devices = list(self._sharding.mesh.devices.flat)
+        make_model = self._family.make_model
+        key = program_key(make_model, architecture, self._num_classes, inputs, devices, options)
+        return self._folder.load_or_compile(key, devices, compile_new)
 
 
 def _with_lanes(model: ChildModel, lanes: int) -> Callable:
@@ -312,6 +354,15 @@ def _with_lanes(model: ChildModel, lanes: int) -> Callable:
         return jax.tree.map(lambda x: x[None], outputs)
 
     return one_lane
+
+
+def _num_bytes(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _stack(*arrays: AnyArray) -> AnyArray:
+    """Stacks arrays where they are; the many small ones are on the host, where it takes no time."""
+    return (jnp if isinstance(arrays[0], jax.Array) else np).stack(arrays)
 
 
 def _result(outcome: Outcome, spec: ChildSpec, seconds: float, label: str) -> TrialResult:
@@ -338,38 +389,3 @@ def _num_steps(num_samples: int) -> np.int32:
 
 def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class _IdleClock:
-    """Adds up how long workers have nothing to train while programs are being compiled."""
-
-    def __init__(self, num_workers: int):
-        self._lock = threading.Lock()
-        self._num_workers = num_workers
-        self._training = 0
-        self._compiling = 0
-        self._seconds = 0.0
-        self._last = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        self._change(0, 0)
-        return self._seconds
-
-    @contextlib.contextmanager
-    def busy(self, *, training: int = 0, compiling: int = 0) -> Generator[None]:
-        """Counts so many more workers that train, or programs that children wait for."""
-        self._change(training, compiling)
-        try:
-            yield
-        finally:
-            self._change(-training, -compiling)
-
-    def _change(self, training: int, compiling: int) -> None:
-        with self._lock:
-            now = time.perf_counter()
-            if self._compiling:
-                self._seconds += (self._num_workers - self._training) * (now - self._last)
-            self._last = now
-            self._training += training
-            self._compiling += compiling
