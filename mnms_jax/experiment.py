@@ -76,7 +76,12 @@ def make_bench(config: Config) -> Bench:
     lengths = {name: table.vectors.shape[1] for name, table in vectors.items()}
     family = make_text_family(config.space, lengths)
     inputs = TextInputs(tasks, PRESETS[config.space], vectors)
-    trainer = Trainer(
+    return Bench(tasks, family, inputs, make_trainer(config, family, inputs))
+
+
+def make_trainer(config: Config, family: ChildFamily, inputs: TextInputs) -> Trainer:
+    """Returns what trains a family's children, with the configuration's seed."""
+    return Trainer(
         family,
         inputs.child_data,
         num_classes=inputs.num_classes,
@@ -84,7 +89,6 @@ def make_bench(config: Config) -> Bench:
         num_workers=config.num_workers,
         rung_samples=rung_samples(family.space) if config.early_stopping else (),
     )
-    return Bench(tasks, family, inputs, trainer)
 
 
 def rung_samples(space: SearchSpace) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ class Method(NamedTuple):
     Attributes:
       name: of the method; also that of its folder.
       make: makes the search from the sources.
-      uses_sources: whether it reads them; the others get an empty bank.
+      uses_sources: whether it reads them; the others get a bank without trials.
     """
 
     name: str
@@ -143,10 +143,10 @@ def _make_tpe(
     }
 
     def told(actions: np.ndarray, reward: float) -> Any:
-        params = _active_params(space, actions)
-        failed = np.isnan(reward)
+        params, failed = _active_params(space, actions), np.isnan(reward)
+        states = optuna.trial.TrialState
         return optuna.trial.create_trial(
-            state=optuna.trial.TrialState.FAIL if failed else optuna.trial.TrialState.COMPLETE,
+            state=states.FAIL if failed else states.COMPLETE,
             params=params,
             distributions={name: choices[name] for name in params},
             value=None if failed else reward,
@@ -156,11 +156,11 @@ def _make_tpe(
         round_key = jax.random.fold_in(state.key, state.step)
         study = _make_study(optuna, int(jax.random.bits(round_key)))
         size = int(state.replay.size[0])
-        logged = zip(np.asarray(state.replay.actions[0]), state.replay.rewards[0].tolist())
-        study.add_trials([told(*trial) for trial in itertools.islice(logged, size)])
+        actions, rewards = np.asarray(state.replay.actions[0]), state.replay.rewards[0].tolist()
+        study.add_trials(list(map(told, actions[:size], rewards[:size])))
         start = int(state.step) * trials_per_round
-        for actions in first[start : start + trials_per_round]:
-            study.enqueue_trial(_active_params(space, actions))
+        for design in first[start : start + trials_per_round]:
+            study.enqueue_trial(_active_params(space, design))
         designs = [_suggest(space, study.ask()) for _ in range(trials_per_round)]
         unknown = jnp.zeros((trials_per_round, space.num_decisions))
         return Proposal(jnp.zeros(trials_per_round, jnp.int32), jnp.asarray(designs), unknown)

@@ -14,8 +14,8 @@ ROOT = pathlib.Path(mnms_jax.__file__).parent
 ORDER = """types space tabular controller replay advantage losses learner search children.ragged
 children.layers children.text training.optimizer devices training.plan training.program training.fit
 tasks.text tasks.packaged tasks.pickles tasks.table_files tasks.tables tasks.embeddings tasks.tfds
-tasks.inputs tasks.reference tasks.registry config store export tracking report run experiment
-cli""".split()
+tasks.inputs tasks.reference tasks.registry config store export tracking report rivals
+comparison figures run lockstep experiment leave_one_out cli""".split()
 PURE = ORDER[: ORDER.index("training.program") + 1]
 IMPURE_LIBRARIES = {"absl", "tensorflow_datasets", "orbax", "tensorboardX", "rich", "pathlib", "os"}
 
