@@ -110,16 +110,12 @@ def _make_portfolio(
     def ask(state: SearchState) -> Proposal:
         proposal = random.ask(state)
         index = state.step * trials_per_round + jnp.arange(trials_per_round)
-        if not len(designs):
-            return proposal
-        chosen = jnp.where(
-            (index < len(designs))[:, None],
-            designs[jnp.minimum(index, len(designs) - 1)],
-            proposal.actions,
-        )
-        return proposal._replace(actions=chosen)
+        chosen = designs[jnp.minimum(index, len(designs) - 1)]
+        actions = jnp.where((index < len(designs))[:, None], chosen, proposal.actions)
+        return proposal._replace(actions=actions)
 
-    return Search(random.init, jax.jit(ask), random.tell)
+    # Not compiled: it is cheap, and would be compiled anew for each task's sources.
+    return Search(random.init, ask, random.tell) if len(designs) else random
 
 
 def _make_tpe(
