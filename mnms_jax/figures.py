@@ -98,14 +98,16 @@ def draw_curves(path: pathlib.Path, comparison: Comparison) -> None:
     figure, axes = _panels(len(panels))
     steps = np.arange(1, trials.rewards.shape[-1] + 1)
     for axis, (title, label, curves) in zip(axes, panels, strict=True):
-        for m, name in enumerate(trials.method_names):
-            mean, low, high = mean_interval(curves[m])
+        intervals = [mean_interval(curve) for curve in curves]
+        for (mean, _, _), name in zip(intervals, trials.method_names, strict=True):
             axis.plot(steps, mean, label=_plain(name))
+        limits = axis.get_ylim()  # the first trials' wide bands would flatten all the rest
+        for _, low, high in intervals:
             axis.fill_between(steps, low, high, alpha=0.15)
         threshold = dict(zip(trials.task_names, comparison.thresholds, strict=True)).get(title)
         if threshold is not None:
             axis.axhline(threshold, color="gray", linestyle=":", linewidth=1)
-        axis.set(title=_plain(title), xlabel="trials", ylabel=label)
+        axis.set(title=_plain(title), xlabel="trials", ylabel=label, xscale="log", ylim=limits)
     axes[0].legend(fontsize="small")
     _save(figure, path)
 

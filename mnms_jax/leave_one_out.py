@@ -31,7 +31,14 @@ from mnms_jax.comparison import (
 from mnms_jax.config import Config
 from mnms_jax.experiment import make_bench, make_trainer
 from mnms_jax.figures import print_comparison, require_matplotlib, write_page
-from mnms_jax.lockstep import SOURCE_METHODS, Evaluate, Objective, Setup, search_seed, task_key
+from mnms_jax.lockstep import (
+    SOURCE_METHODS,
+    Evaluate,
+    LeaveOneOutSetup,
+    Objective,
+    search_seed,
+    task_key,
+)
 from mnms_jax.rivals import Method
 from mnms_jax.space import nearest
 from mnms_jax.store import TrialLog, claim_folder
@@ -48,7 +55,7 @@ _TABLES = {
 
 
 def run_leave_one_out(
-    setup: Setup,
+    setup: LeaveOneOutSetup,
     workdir: pathlib.Path,
     *,
     contenders: Sequence[str],
@@ -102,8 +109,10 @@ def run_text_leave_one_out(
     How its controller learns, its size of a round and its seed don't matter here.
 
     Raises:
-      UserError: see `make_bench` and `run_leave_one_out`.
+      UserError: several processes, or see `make_bench` and `run_leave_one_out`.
     """
+    if jax.process_count() > 1:
+        raise UserError("a comparison runs in one process; leave --distributed out")
     bench = make_bench(config)
 
     def objective(seed: int) -> Evaluate:
@@ -111,7 +120,7 @@ def run_text_leave_one_out(
             dataclasses.replace(config, seed=seed), bench.family, bench.inputs
         ).train
 
-    setup = Setup(
+    setup = LeaveOneOutSetup(
         bench.family.space,
         tuple(task.name for task in bench.tasks),
         tuple(methods),
@@ -152,7 +161,7 @@ def table_objective(benchmark: TableBenchmark) -> Objective:
     return objective
 
 
-def collect_trials(setup: Setup, logs: Sequence[Mapping[str, TrialLog]]) -> Trials:
+def collect_trials(setup: LeaveOneOutSetup, logs: Sequence[Mapping[str, TrialLog]]) -> Trials:
     """Returns the rewards of all trials, from each seed's logs by method."""
     methods = tuple(method.name for method in setup.methods)
     shape = (len(setup.task_names), len(methods), len(setup.seeds), setup.num_trials)
@@ -174,7 +183,7 @@ def write_comparison(workdir: pathlib.Path, comparison: Comparison) -> None:
     write_page(workdir, comparison)
 
 
-def _config(setup: Setup, identity: Mapping[str, Any]) -> dict[str, Any]:
+def _config(setup: LeaveOneOutSetup, identity: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **identity,
         "tasks": setup.task_names,
@@ -187,7 +196,7 @@ def _config(setup: Setup, identity: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check(setup: Setup, contenders: Sequence[str]) -> None:
+def _check(setup: LeaveOneOutSetup, contenders: Sequence[str]) -> None:
     """Checks what would otherwise fail late.
 
     Raises:

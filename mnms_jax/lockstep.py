@@ -30,7 +30,7 @@ Objective: TypeAlias = Callable[[int], Evaluate]  # of a seed
 SOURCE_METHODS = ("random", "cold")  # whose trials the others are given
 
 
-class Setup(NamedTuple):
+class LeaveOneOutSetup(NamedTuple):
     """A leave-one-out comparison.
 
     Attributes:
@@ -52,7 +52,7 @@ class Setup(NamedTuple):
     trials_per_round: int = 2
 
 
-def search_seed(setup: Setup, seed: int, folder: pathlib.Path) -> dict[str, TrialLog]:
+def search_seed(setup: LeaveOneOutSetup, seed: int, folder: pathlib.Path) -> dict[str, TrialLog]:
     """Runs all searches of a seed: those without sources first, as they are the others' sources."""
     logs = {method.name: _open_log(folder / method.name) for method in setup.methods}
     evaluate = setup.objective(seed)
@@ -136,7 +136,7 @@ def _source_records(logs: Mapping[str, TrialLog]) -> list[TrialRecord]:
 
 
 def _make_runs(
-    setup: Setup, seed: int, method: Method, log: TrialLog, bank: ReplayBank
+    setup: LeaveOneOutSetup, seed: int, method: Method, log: TrialLog, bank: ReplayBank
 ) -> Iterator[_Run]:
     """Yields a method's searches that are not over yet, one a task, each at its start."""
     for task_id, name in enumerate(setup.task_names):
@@ -156,7 +156,9 @@ def task_key(seed: int, task_name: str) -> PRNGKey:
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(task_name.encode()))
 
 
-def _run_round(setup: Setup, runs: Sequence[_Run], evaluate: Evaluate, index: int) -> int:
+def _run_round(
+    setup: LeaveOneOutSetup, runs: Sequence[_Run], evaluate: Evaluate, index: int
+) -> int:
     """Asks all searches, trains their new children at once, and tells the searches.
 
     Returns:
@@ -196,7 +198,9 @@ def _run_round(setup: Setup, runs: Sequence[_Run], evaluate: Evaluate, index: in
     return len(children)
 
 
-def _requests(setup: Setup, run: _Run, proposal: Proposal, index: int) -> Iterator[Request]:
+def _requests(
+    setup: LeaveOneOutSetup, run: _Run, proposal: Proposal, index: int
+) -> Iterator[Request]:
     """Yields a search's proposal as children, and notes which trial had a design first."""
     for request in make_requests(setup.space, (run.task_name,), proposal, index):
         if request.trial < setup.num_trials:

@@ -97,7 +97,8 @@ def _make_random(space: SearchSpace, trials_per_round: int) -> Search:
 @functools.lru_cache(maxsize=4)
 def _make_cold(space: SearchSpace, trials_per_round: int) -> Search:
     policy = make_policy(space, 1)
-    learner = make_ppo_learner(policy)
+    # As many updates a trial as with rounds of eight trials: with more, it settles too early.
+    learner = make_ppo_learner(policy, num_updates=trials_per_round)
     return make_search(space, policy, learner, num_tasks=1, trials_per_task=trials_per_round)
 
 

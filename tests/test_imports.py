@@ -82,11 +82,12 @@ def test_the_public_surface_is_what_it_says():
         assert getattr(mnms_jax, name).__doc__ or name.isupper(), name
 
 
-PUBLIC = """PRESETS ChildFamily ChildModel ChildSpec Config Decision Learner Policy PolicyOutput
-Proposal Request RewardTable Search SearchSpace SearchState Split TableBenchmark Task TextInputs
-Trainer TrainerStats TrialResult UserError choice_frequencies config_from_flags define_flags
-draw_reward entropy_loss find_row glove50 imitation_loss load_child load_controller load_table
-load_tasks load_word_vectors make_null_learner make_policy make_ppo_learner make_random_policy
-make_reinforce_learner make_requests make_search make_text_family ppo_loss rank_advantage
-read_table reinforce_loss relative_advantage run_experiment run_main
-standardized_advantage""".split()
+PUBLIC = """PRESETS ChildFamily ChildModel ChildSpec Config Decision Learner LeaveOneOutSetup
+Method Policy PolicyOutput Proposal Request RewardTable Search SearchSpace SearchState Split
+TableBenchmark Task TextInputs Trainer TrainerStats TrialResult UserError choice_frequencies
+config_from_flags define_flags draw_reward entropy_loss find_row glove50 imitation_loss load_child
+load_controller load_table load_tasks load_word_vectors make_null_learner make_policy
+make_ppo_learner make_random_policy make_reinforce_learner make_requests make_rivals make_search
+make_text_family ppo_loss rank_advantage read_table reinforce_loss relative_advantage
+run_experiment run_leave_one_out run_main run_text_leave_one_out standardized_advantage
+table_objective""".split()

@@ -18,7 +18,7 @@ from mnms_jax.config import Config
 from mnms_jax.experiment import make_bench
 from mnms_jax.figures import write_page
 from mnms_jax.leave_one_out import run_leave_one_out, run_text_leave_one_out, table_objective
-from mnms_jax.lockstep import Setup, leave_out, make_bank
+from mnms_jax.lockstep import LeaveOneOutSetup, leave_out, make_bank
 from mnms_jax.rivals import Method, make_rivals
 from mnms_jax.store import TrialRecord
 from mnms_jax.training.fit import Request, TrialResult
@@ -66,7 +66,7 @@ def result_of(seed, request):
 
 def make_setup(objective, methods=METHODS, **kwargs):
     values = {"seeds": (0, 1), "num_trials": BUDGET, "trials_per_round": PER_ROUND, **kwargs}
-    return Setup(SPACE, TASKS, methods, objective, **values)
+    return LeaveOneOutSetup(SPACE, TASKS, methods, objective, **values)
 
 
 def read(workdir):
@@ -265,7 +265,7 @@ def test_without_matplotlib_it_says_so_first(tmp_path, monkeypatch):
 
 
 def test_the_same_harness_runs_on_a_table(tmp_path):
-    setup = Setup(
+    setup = LeaveOneOutSetup(
         BENCHMARK.space,
         BENCHMARK.task_names,
         (RANDOM, COLD, TRANSFER),
