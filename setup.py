@@ -32,11 +32,21 @@ setuptools.setup(
         "pyarrow>=18.0",
         "rich>=13.7",
         "scikit-learn>=1.8",
+        "scipy>=1.11",
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.10",  # 4.9.9 fails with protobuf 7
     ],
     extras_require={
-        "benchmarks": ["optuna>=4.5", "torch>=2.5"],  # rivals
-        "dev": ["mypy>=1.13", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.8"],
+        "benchmarks": ["optuna>=4.5", "torch>=2.5"],
+        "dev": [
+            "matplotlib>=3.9",
+            "mypy>=1.13",
+            "optuna>=4.5",
+            "pytest>=8.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.8",
+        ],
+        "report": ["matplotlib>=3.9"],  # figures
+        "rivals": ["optuna>=4.5"],  # to compare with
     },
 )

@@ -8,8 +8,11 @@ from mnms_jax.controller import choice_frequencies, make_policy, make_random_pol
 from mnms_jax.experiment import run_experiment
 from mnms_jax.export import SavedController, load_child, load_controller
 from mnms_jax.learner import Learner, make_null_learner, make_ppo_learner, make_reinforce_learner
+from mnms_jax.leave_one_out import run_leave_one_out, run_text_leave_one_out, table_objective
+from mnms_jax.lockstep import LeaveOneOutSetup
 from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss, reinforce_loss
 from mnms_jax.reward_model import RewardModel, fit_reward_model, make_ranker
+from mnms_jax.rivals import Method, make_rivals
 from mnms_jax.run import make_requests
 from mnms_jax.search import Proposal, Search, SearchState, make_search
 from mnms_jax.space import Decision, SearchSpace
@@ -42,6 +45,8 @@ __all__ = [
     "Config",
     "Decision",
     "Learner",
+    "LeaveOneOutSetup",
+    "Method",
     "Policy",
     "PolicyOutput",
     "Proposal",
@@ -84,6 +89,7 @@ __all__ = [
     "make_ranker",
     "make_reinforce_learner",
     "make_requests",
+    "make_rivals",
     "make_search",
     "make_text_family",
     "make_transfer_search",
@@ -93,6 +99,9 @@ __all__ = [
     "reinforce_loss",
     "relative_advantage",
     "run_experiment",
+    "run_leave_one_out",
     "run_main",
+    "run_text_leave_one_out",
     "standardized_advantage",
+    "table_objective",
 ]

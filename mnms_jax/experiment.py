@@ -79,6 +79,11 @@ def make_bench(config: Config) -> Bench:
     lengths = {name: table.vectors.shape[1] for name, table in vectors.items()}
     family = make_text_family(config.space, lengths)
     inputs = TextInputs(tasks, PRESETS[config.space], vectors)
+    return Bench(tasks, family, inputs, make_trainer(config, family, inputs))
+
+
+def make_trainer(config: Config, family: ChildFamily, inputs: TextInputs) -> Trainer:
+    """Returns what trains a family's children, with the configuration's seed."""
     trainer = Trainer(
         family,
         inputs.child_data,
@@ -90,7 +95,7 @@ def make_bench(config: Config) -> Bench:
         program_folder=cache_folder() / "programs",
     )
     logging.info("children are trained by %s", trainer.layout)
-    return Bench(tasks, family, inputs, trainer)
+    return trainer
 
 
 def _load_sources(config: Config, bench: Bench) -> SavedController | None:

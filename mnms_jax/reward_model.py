@@ -11,7 +11,7 @@ and that they tell nothing, are two hypotheses, weighed by how likely they make 
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import chex
 import jax
@@ -54,8 +54,8 @@ class Ranking(NamedTuple):
     belief: Array  # [], probability that the sources tell something of this task
 
 
-# The task's trials and designs, int32 [M, D] -> their ranking.
-Ranker: TypeAlias = Callable[[Trials, Array], Ranking]
+# What is known of the sources, the task's trials, designs int32 [M, D] -> their ranking.
+Ranker: TypeAlias = Callable[[Any, Trials, Array], Ranking]
 
 
 def fit_reward_model(
@@ -116,7 +116,6 @@ def fit_reward_model(
 
 def make_ranker(
     space: SearchSpace,
-    model: RewardModel | None = None,
     *,
     belief: float = 0.5,
     beta: float = 0.5,
@@ -124,13 +123,13 @@ def make_ranker(
     residual: float = 0.5,
     decay: float = 2.0,
 ) -> Ranker:
-    """Returns the ranker by upper confidence bounds (Srinivas et al. 2010).
+    """Returns the ranker by upper confidence bounds (Srinivas et al. 2010), given a RewardModel.
 
-    Numbers are in units of the scale of rewards.
+    With None in its place, the task's own trials are all that counts. Numbers are in units of the
+    scale of rewards.
 
     Args:
       space: the search space.
-      model: of the sources; without one, the target's own trials are all that counts.
       belief: prior probability that the sources tell something of the target; 1: no guard.
       beta: deviations that a design's score lies above its expected reward.
       noise: deviation of a trial's reward.
@@ -141,7 +140,7 @@ def make_ranker(
     def similarity(a: Array, b: Array) -> Array:
         return jnp.exp(-decay * jnp.mean(a[:, None] != b[None], -1))
 
-    def rank(trials: Trials, candidates: Array) -> Ranking:
+    def rank(model: RewardModel | None, trials: Trials, candidates: Array) -> Ranking:
         chex.assert_rank([trials.actions, trials.rewards, candidates], [2, 1, 2])
         filled, centre, scale = _fill(trials)
         if model is not None:

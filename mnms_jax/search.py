@@ -28,6 +28,7 @@ class SearchState(NamedTuple):
     replay: ReplayBank
     step: Array  # int32 [], rounds told
     key: PRNGKey  # []
+    knowledge: Any = None  # what the ranker is given of other tasks
 
 
 class Proposal(NamedTuple):
@@ -113,16 +114,16 @@ def make_search(
             jax.vmap(sample, (None, 0, 0))(state.params, keys[:, :number], ids[:, :number]),
             jax.vmap(uniform, (None, 0, 0))({}, keys[:, number:], ids[:, number:]),
         )
-        ranking = rank(state.replay, candidates.actions)
+        ranking = rank(state.knowledge, state.replay, candidates.actions)
         chosen = jax.vmap(_choose, in_axes=(0, 0, 0, None))(
             candidates, ranking.scores, _trials(state.replay), trials_per_task
         )
         output = jax.tree.map(lambda x: jnp.concatenate(jnp.swapaxes(x, 0, 1)), chosen)
         return Proposal(task_ids, output.actions, output.log_probs)
 
-    def rank(replay: ReplayBank, candidates: Array) -> Ranking:
+    def rank(knowledge: Any, replay: ReplayBank, candidates: Array) -> Ranking:
         assert ranker is not None
-        return jax.vmap(ranker)(_trials(replay), candidates)
+        return jax.vmap(ranker, in_axes=(None, 0, 0))(knowledge, _trials(replay), candidates)
 
     def tell(state: SearchState, proposal: Proposal, rewards: Array) -> tuple[SearchState, Metrics]:
         chex.assert_rank([proposal.actions, rewards], [2, 1])
@@ -135,9 +136,15 @@ def make_search(
             _round_key(state, _TELL), state.params, state.opt_state, baseline, replay, batch
         )
         if ranker is not None:
-            beliefs = rank(replay, replay.actions[:, :1]).belief
+            beliefs = rank(state.knowledge, replay, replay.actions[:, :1]).belief
             metrics = {**metrics, **{f"belief/{t}": beliefs[t] for t in range(num_tasks)}}
-        state = SearchState(params, opt_state, baseline, replay, state.step + 1, state.key)
+        state = state._replace(
+            params=params,
+            opt_state=opt_state,
+            baseline=baseline,
+            replay=replay,
+            step=state.step + 1,
+        )
         return state, metrics
 
     return Search(jax.jit(init), jax.jit(ask), jax.jit(tell))

@@ -174,9 +174,25 @@ def open_workdir(
 ) -> Iterator[Workdir]:
     """Opens a search's folder for this process alone, and creates it when it is new.
 
+    The arguments and errors are those of `claim_folder`.
+    """
+    with claim_folder(path, config, resumable):
+        checkpoints = Checkpoints(path / "checkpoints")
+        try:
+            yield Workdir(path, TrialLog(path / "trials.jsonl"), checkpoints)
+        finally:
+            checkpoints.close()
+
+
+@contextmanager
+def claim_folder(
+    path: pathlib.Path, config: Mapping[str, Any], resumable: Sequence[str] = ()
+) -> Iterator[None]:
+    """Keeps a folder for this process alone, and creates it when it is new.
+
     Args:
       path: the folder.
-      config: plain JSON data that defines the search, kept in config.json.
+      config: plain JSON data that defines what is searched, kept in config.json.
       resumable: keys of the config that may change when the search is resumed.
 
     Raises:
@@ -195,11 +211,7 @@ def open_workdir(
                 f"--workdir {path} is in use by another process; wait for it, or take another"
             ) from None
         _check_config(path / "config.json", config, resumable)
-        checkpoints = Checkpoints(path / "checkpoints")
-        try:
-            yield Workdir(path, TrialLog(path / "trials.jsonl"), checkpoints)
-        finally:
-            checkpoints.close()
+        yield
 
 
 @contextmanager

@@ -5,7 +5,8 @@ new task with the trained policy and a fresh task embedding. Here that is one op
 the sources' logged trials are used too: imitated, and learnt from by a model of rewards.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -20,7 +21,7 @@ from mnms_jax.controller import make_policy
 from mnms_jax.learner import Learner, Metrics, make_ppo_learner
 from mnms_jax.losses import entropy_loss, imitation_loss
 from mnms_jax.replay import Batch, ReplayBank
-from mnms_jax.reward_model import fit_reward_model, make_ranker
+from mnms_jax.reward_model import RewardModel, fit_reward_model, make_ranker
 from mnms_jax.search import Proposal, Search, SearchState, make_search
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Choice, Params, Policy, PRNGKey, TaskTraits, UserError
@@ -108,20 +109,64 @@ def make_transfer_search(
     """
     _check(start, similarity)
     num_sources = sources.rewards.shape[0]
-    policy = make_policy(space, num_sources + num_targets)
+    built = _build(
+        space,
+        num_sources,
+        num_targets,
+        trials_per_task,
+        start,
+        learning_rate,
+        entropy_weight,
+        imitation_weight,
+        num_updates,
+        batch_size,
+    )
     init_key, model_key, imitation_key = jax.random.split(key, 3)
-    fresh = policy.init(init_key)
+    fresh = built.policy.init(init_key)
     if params is not None:
         rows = fresh["task_embedding"].at[:num_sources].set(params["task_embedding"])
         fresh = {**params, "task_embedding": rows}
     if start.imitation_steps:
-        fresh = imitate(imitation_key, policy, fresh, sources, num_steps=start.imitation_steps)
-    uniform = jnp.zeros((num_targets, num_sources))
-    weights = jax.nn.softmax(uniform if similarity is None else similarity)
+        fresh = built.imitate(imitation_key, fresh, sources)
     known, new = jnp.split(fresh["task_embedding"], [num_sources])
-    new = new if start.embedding == "random" else weights @ known
+    if start.embedding != "random":
+        uniform = jnp.zeros((num_targets, num_sources))
+        new = jax.nn.softmax(similarity if start.embedding == "similar" else uniform) @ known
     warm = {**fresh, "task_embedding": jnp.concatenate([known, new])}
-    targets = _for_tasks(policy, num_sources)._replace(init=lambda _: warm)
+    model = built.fit(model_key, sources) if start.ranked else None
+
+    def init(key: PRNGKey) -> SearchState:
+        state = built.search.init(key)
+        return state._replace(params=warm, knowledge=model)
+
+    return built.targets, built.search._replace(init=init)
+
+
+class _Built(NamedTuple):
+    """What searches with the same options share, compiled once."""
+
+    policy: Policy  # over sources and new tasks
+    targets: Policy  # over the new tasks
+    search: Search  # that starts from nothing
+    imitate: Callable[[PRNGKey, Params, ReplayBank], Params]
+    fit: Callable[[PRNGKey, ReplayBank], RewardModel]
+
+
+@functools.lru_cache(maxsize=16)
+def _build(
+    space: SearchSpace,
+    num_sources: int,
+    num_targets: int,
+    trials_per_task: int,
+    start: WarmStart,
+    learning_rate: float,
+    entropy_weight: float,
+    imitation_weight: float,
+    num_updates: int,
+    batch_size: int,
+) -> _Built:
+    policy = make_policy(space, num_sources + num_targets)
+    targets = _for_tasks(policy, num_sources)
     learner = make_ppo_learner(
         targets,
         learning_rate=learning_rate,
@@ -130,18 +175,26 @@ def make_transfer_search(
         num_updates=num_updates,
         batch_size=batch_size,
     )
-    model = fit_reward_model(model_key, space, sources) if start.ranked else None
     search = make_search(
         space,
         targets,
         _embedding_only(learner) if start.trained == "embedding" else learner,
         num_tasks=num_targets,
         trials_per_task=trials_per_task,
-        ranker=make_ranker(space, model, belief=start.belief),
+        ranker=make_ranker(space, belief=start.belief),
     )
     if start.embedding == "inferred":
         search = _infer_embeddings(search, policy, num_sources)
-    return targets, search
+
+    @jax.jit
+    def imitate_sources(key: PRNGKey, params: Params, sources: ReplayBank) -> Params:
+        return imitate(key, policy, params, sources, num_steps=start.imitation_steps)
+
+    @jax.jit
+    def fit(key: PRNGKey, sources: ReplayBank) -> RewardModel:
+        return fit_reward_model(key, space, sources)
+
+    return _Built(policy, targets, search, imitate_sources, fit)
 
 
 def task_similarity(a: TaskTraits, b: TaskTraits) -> float:

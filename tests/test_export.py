@@ -179,5 +179,5 @@ def test_a_controller_of_another_version_is_a_clear_error(tmp_path, key, key_of)
     save_controller(tmp_path / "c", controller_of(make_policy(SPACE, 1).init(key), "one"))
     path = tmp_path / "c" / "controller.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key_of: [{}]}))
-    with pytest.raises(UserError, match="of this version|fingerprint"):
+    with pytest.raises(UserError, match=r"of this version|fingerprint"):
         load_controller(tmp_path / "c")

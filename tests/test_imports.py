@@ -11,12 +11,12 @@ import mnms_jax
 
 ROOT = pathlib.Path(mnms_jax.__file__).parent
 # Arrows point up this list only.
-ORDER = """types space tabular controller replay advantage losses learner search children.ragged
-children.layers children.text training.optimizer devices training.plan training.program
-training.pool training.executables training.fit
-tasks.text tasks.packaged tasks.pickles tasks.table_files tasks.tables tasks.embeddings tasks.tfds
-tasks.inputs tasks.reference tasks.registry config store export tracking report run experiment
-cli""".split()
+ORDER = """types space tabular controller replay advantage losses learner reward_model search
+transfer migrate children.ragged children.layers children.text training.optimizer devices
+training.plan training.program training.pool training.executables training.fit tasks.text
+tasks.packaged tasks.pickles tasks.table_files tasks.tables tasks.embeddings tasks.tfds
+tasks.inputs tasks.reference tasks.registry config store export sources tracking report rivals
+comparison figures run lockstep experiment leave_one_out cli""".split()
 PURE = ORDER[: ORDER.index("training.program") + 1]
 IMPURE_LIBRARIES = {"absl", "tensorflow_datasets", "orbax", "tensorboardX", "rich", "pathlib", "os"}
 
@@ -83,11 +83,13 @@ def test_the_public_surface_is_what_it_says():
         assert getattr(mnms_jax, name).__doc__ or name.isupper(), name
 
 
-PUBLIC = """PRESETS ChildFamily ChildModel ChildSpec Config Decision Learner Policy PolicyOutput
-Proposal Request RewardTable Search SearchSpace SearchState Split TableBenchmark Task TextInputs
-Trainer TrainerStats TrialResult UserError choice_frequencies config_from_flags define_flags
-draw_reward entropy_loss find_row glove50 imitation_loss load_child load_controller load_table
-load_tasks load_word_vectors make_null_learner make_policy make_ppo_learner make_random_policy
-make_reinforce_learner make_requests make_search make_text_family ppo_loss rank_advantage
-read_table reinforce_loss relative_advantage run_experiment run_main
-standardized_advantage""".split()
+PUBLIC = """PRESETS ChildFamily ChildModel ChildSpec Config Decision Learner LeaveOneOutSetup
+Method Policy PolicyOutput Proposal Request RewardModel RewardTable SavedController Search
+SearchSpace SearchState Split TableBenchmark Task TextInputs Trainer TrainerStats
+TransferConfig TrialResult UserError WarmStart choice_frequencies config_from_flags
+define_flags draw_reward entropy_loss find_row fit_reward_model glove50 imitation_loss
+load_child load_controller load_table load_tasks load_word_vectors make_bank make_null_learner
+make_policy make_ppo_learner make_random_policy make_ranker make_reinforce_learner
+make_requests make_rivals make_search make_text_family make_transfer_search ppo_loss
+rank_advantage read_table reinforce_loss relative_advantage run_experiment run_leave_one_out
+run_main run_text_leave_one_out standardized_advantage table_objective""".split()

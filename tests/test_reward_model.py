@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +28,7 @@ def value(designs):
 
 
 def make_sources(key, shuffled=False, num_tasks=3, number=60):
-    """Returns trials of tasks that differ in level and scale alone, or whose rewards mean nothing."""
+    """Returns trials of tasks that differ in level and scale alone; shuffled, they mean nothing."""
     rows = jax.vmap(lambda k: jax.random.choice(k, 81, (number,), replace=False))(
         jax.random.split(key, num_tasks)
     )
@@ -39,7 +41,7 @@ def make_sources(key, shuffled=False, num_tasks=3, number=60):
 
 def trials_of(rows, capacity=32, rewards=None):
     """Returns a task's trials of some designs, in a bank with room for more."""
-    rows = jnp.asarray(rows)
+    rows = jnp.asarray(rows, jnp.int32)
     rewards = value(DESIGNS[rows]) if rewards is None else jnp.asarray(rewards)
     room = capacity - len(rows)
     return Trials(
@@ -75,7 +77,7 @@ def test_conditioning_is_gaussian_process_regression():
 
 def test_without_any_trial_the_sources_best_design_comes_first(key):
     model = fit_reward_model(key, SPACE, make_sources(key))
-    ranking = jax.jit(make_ranker(SPACE, model))(trials_of([]), DESIGNS)
+    ranking = jax.jit(make_ranker(SPACE))(model, trials_of([]), DESIGNS)
     values = value(DESIGNS)
     assert float(values[jnp.argmax(ranking.scores)]) >= float(jnp.sort(values)[-3])
     assert float(jnp.corrcoef(ranking.scores, values)[0, 1]) > 0.9
@@ -84,9 +86,9 @@ def test_without_any_trial_the_sources_best_design_comes_first(key):
 
 def test_cold_it_learns_from_the_tasks_own_trials():
     rows = np.random.default_rng(0).permutation(81)[:30]
-    empty = make_ranker(SPACE)(trials_of([]), DESIGNS)
+    empty = make_ranker(SPACE)(None, trials_of([]), DESIGNS)
     np.testing.assert_allclose(empty.scores, empty.scores[0], rtol=1e-5)
-    ranking = make_ranker(SPACE, beta=0.0)(trials_of(rows), DESIGNS)
+    ranking = make_ranker(SPACE, beta=0.0)(None, trials_of(rows), DESIGNS)
     rest = np.setdiff1d(np.arange(81), rows)
     correlation = np.corrcoef(ranking.scores[rest], value(DESIGNS)[rest])[0, 1]
     assert correlation > 0.6
@@ -99,7 +101,7 @@ def test_sources_that_tell_nothing_are_soon_not_believed_and_do_no_harm(key):
     good = fit_reward_model(key, SPACE, make_sources(key))
     useless = fit_reward_model(key, SPACE, make_sources(key, shuffled=True))
     rankings = {
-        name: make_ranker(SPACE, model)(trials_of(rows), DESIGNS)
+        name: make_ranker(SPACE)(model, trials_of(rows), DESIGNS)
         for name, model in (("good", good), ("useless", useless), ("cold", None))
     }
     assert float(rankings["good"].belief) > 0.9
@@ -111,14 +113,14 @@ def test_sources_that_tell_nothing_are_soon_not_believed_and_do_no_harm(key):
     assert correlation["good"] > correlation["cold"]
     assert correlation["useless"] > correlation["cold"] - 0.1
     # Without the guard the useless model is believed whatever the trials say.
-    unguarded = make_ranker(SPACE, useless, belief=1.0)(trials_of(rows), DESIGNS)
+    unguarded = make_ranker(SPACE, belief=1.0)(useless, trials_of(rows), DESIGNS)
     assert float(unguarded.belief) == 1
 
 
 def test_scores_follow_the_scale_and_level_of_rewards(key):
     model = fit_reward_model(key, SPACE, make_sources(key))
     rows = np.random.default_rng(2).permutation(81)[:20]
-    rank = make_ranker(SPACE, model)
+    rank = functools.partial(make_ranker(SPACE), model)
     there = rank(trials_of(rows), DESIGNS).scores
     higher = rank(trials_of(rows, rewards=value(DESIGNS[rows]) + 10), DESIGNS).scores
     np.testing.assert_allclose(higher - there, (higher - there)[0], atol=1e-3)
@@ -127,17 +129,19 @@ def test_scores_follow_the_scale_and_level_of_rewards(key):
 def test_failed_trials_count_as_the_worst():
     rows = [0, 1, 2, 40, 80]
     rewards = value(DESIGNS[jnp.array(rows)])
-    failed = make_ranker(SPACE)(trials_of(rows, rewards=rewards.at[3].set(jnp.nan)), DESIGNS)
-    worst = make_ranker(SPACE)(trials_of(rows, rewards=rewards.at[3].set(rewards.min())), DESIGNS)
+    failed = make_ranker(SPACE)(None, trials_of(rows, rewards=rewards.at[3].set(jnp.nan)), DESIGNS)
+    worst = make_ranker(SPACE)(
+        None, trials_of(rows, rewards=rewards.at[3].set(rewards.min())), DESIGNS
+    )
     assert np.isfinite(failed.scores).all()
     np.testing.assert_allclose(failed.scores, worst.scores, rtol=1e-5)
-    none = make_ranker(SPACE)(trials_of([3, 4], rewards=[jnp.nan, jnp.nan]), DESIGNS)
+    none = make_ranker(SPACE)(None, trials_of([3, 4], rewards=[jnp.nan, jnp.nan]), DESIGNS)
     assert np.isfinite(none.scores).all()
 
 
 def test_it_maps_over_tasks_alike(key):
     model = fit_reward_model(key, SPACE, make_sources(key))
-    rank = make_ranker(SPACE, model)
+    rank = functools.partial(make_ranker(SPACE), model)
     both = [trials_of([1, 5, 9]), trials_of([3, 4, 50, 60, 70])]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *both)
     together = jax.vmap(rank, in_axes=(0, None))(stacked, DESIGNS).scores

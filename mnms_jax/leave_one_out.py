@@ -1,0 +1,220 @@
+"""Leave one task out: how fast a new task is searched, given trials of all the others.
+
+Every method searches every task, and is given the logged trials of random and cold search on all
+tasks but that one. All searches of a seed go on in lockstep, so that their children are trained
+together.
+"""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+
+import mnms_jax
+from mnms_jax.comparison import (
+    Comparison,
+    Difference,
+    Mean,
+    Result,
+    TimeToThreshold,
+    Trials,
+    compare,
+    write_csv,
+)
+from mnms_jax.config import Config
+from mnms_jax.experiment import make_bench, make_trainer
+from mnms_jax.figures import print_comparison, require_matplotlib, write_page
+from mnms_jax.lockstep import (
+    SOURCE_METHODS,
+    Evaluate,
+    LeaveOneOutSetup,
+    Objective,
+    search_seed,
+    task_key,
+)
+from mnms_jax.rivals import Method
+from mnms_jax.space import nearest
+from mnms_jax.store import TrialLog, claim_folder
+from mnms_jax.tabular import TableBenchmark, draw_reward
+from mnms_jax.training.fit import Request, TrialResult
+from mnms_jax.types import UserError
+
+_TABLES = {
+    "leave_one_out.csv": Result,
+    "means.csv": Mean,
+    "differences.csv": Difference,
+    "trials_to_threshold.csv": TimeToThreshold,
+}
+
+
+def run_leave_one_out(
+    setup: LeaveOneOutSetup,
+    workdir: pathlib.Path,
+    *,
+    contenders: Sequence[str],
+    threshold_trials: int = 200,
+    identity: Mapping[str, Any] | None = None,
+) -> Comparison:
+    """Runs all searches and writes what they say into the workdir.
+
+    WORKDIR/seed_SEED/METHOD/trials.jsonl has every trial as soon as it is done. A comparison that
+    was killed at any moment goes on from there, and ends with the trials of one that was not.
+    Seeds and methods may be added later.
+
+    Args:
+      setup: what is compared.
+      workdir: where results are kept.
+      contenders: the methods to set against every other one.
+      threshold_trials: the threshold is what this number of random trials is worth.
+      identity: plain JSON data that says what is searched, beyond the setup: another comparison's
+        folder is refused.
+
+    Raises:
+      UserError: a mistake in the setup, a workdir of another comparison, or no matplotlib.
+    """
+    _check(setup, contenders)
+    require_matplotlib()
+    with claim_folder(workdir, _config(setup, identity or {}), ("methods", "seeds", "versions")):
+        logs = [search_seed(setup, seed, workdir / f"seed_{seed}") for seed in setup.seeds]
+        comparison = compare(
+            collect_trials(setup, logs), contenders, threshold_trials=threshold_trials
+        )
+        write_comparison(workdir, comparison)
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
+    print_comparison(comparison, console)
+    console.print(
+        f"written to {workdir.absolute()}: {', '.join(_TABLES)}, leave_one_out.html", soft_wrap=True
+    )
+    return comparison
+
+
+def run_text_leave_one_out(
+    config: Config,
+    methods: Sequence[Method],
+    *,
+    seeds: Sequence[int],
+    contenders: Sequence[str],
+    trials_per_round: int = 2,
+    threshold_trials: int = 200,
+) -> Comparison:
+    """Runs a leave-one-out comparison on the tasks and the search space of a configuration.
+
+    How its controller learns, its size of a round and its seed don't matter here.
+
+    Raises:
+      UserError: several processes, or see `make_bench` and `run_leave_one_out`.
+    """
+    if jax.process_count() > 1:
+        raise UserError("a comparison runs in one process; leave --distributed out")
+    bench = make_bench(config)
+
+    def objective(seed: int) -> Evaluate:
+        return make_trainer(
+            dataclasses.replace(config, seed=seed), bench.family, bench.inputs
+        ).train
+
+    setup = LeaveOneOutSetup(
+        bench.family.space,
+        tuple(task.name for task in bench.tasks),
+        tuple(methods),
+        objective,
+        tuple(seeds),
+        config.num_trials,
+        trials_per_round,
+    )
+    return run_leave_one_out(
+        setup,
+        pathlib.Path(config.workdir).expanduser(),
+        contenders=contenders,
+        threshold_trials=threshold_trials,
+        identity={"data": bench.inputs.digests, "early_stopping": config.early_stopping},
+    )
+
+
+def table_objective(benchmark: TableBenchmark) -> Objective:
+    """Returns an objective that looks rewards up, one of a design's repeats a trial.
+
+    Which one depends on the seed, the task's name and the trial's number, as with children.
+    """
+    draw = jax.jit(draw_reward)
+
+    def objective(seed: int) -> Evaluate:
+        def evaluate(requests: Sequence[Request]) -> Generator[tuple[int, TrialResult]]:
+            for index, request in enumerate(requests):
+                key = jax.random.fold_in(task_key(seed, request.task_name), request.trial)
+                task_id = benchmark.task_names.index(request.task_name)
+                actions = jnp.asarray(benchmark.space.encode(request.design))
+                reward = float(draw(benchmark.table, key, jnp.int32(task_id), actions))
+                failed = None if np.isfinite(reward) else "failed"
+                result = TrialResult(None if failed else reward, failed, 0.0, 0, "table")
+                yield index, result
+
+        return evaluate
+
+    return objective
+
+
+def collect_trials(setup: LeaveOneOutSetup, logs: Sequence[Mapping[str, TrialLog]]) -> Trials:
+    """Returns the rewards of all trials, from each seed's logs by method."""
+    methods = tuple(method.name for method in setup.methods)
+    shape = (len(setup.task_names), len(methods), len(setup.seeds), setup.num_trials)
+    rewards = np.full(shape, np.nan)
+    for s, by_method in enumerate(logs):
+        for m, method in enumerate(methods):
+            for record in by_method[method].records:
+                if record.reward is not None:
+                    t = setup.task_names.index(record.task)
+                    rewards[t, m, s, record.trial] = record.reward
+    return Trials(setup.task_names, methods, setup.seeds, rewards)
+
+
+def write_comparison(workdir: pathlib.Path, comparison: Comparison) -> None:
+    """Writes all figures as CSV, the curves as PNG, and both as a page."""
+    rows = (comparison.results, comparison.means, comparison.differences, comparison.times)
+    for (name, kind), own in zip(_TABLES.items(), rows, strict=True):
+        write_csv(workdir / name, kind, own)
+    write_page(workdir, comparison)
+
+
+def _config(setup: LeaveOneOutSetup, identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **identity,
+        "tasks": setup.task_names,
+        "methods": [method.name for method in setup.methods],
+        "seeds": setup.seeds,
+        "num_trials": setup.num_trials,
+        "trials_per_round": setup.trials_per_round,
+        "search_space": setup.space.fingerprint,
+        "versions": {module.__name__: module.__version__ for module in (mnms_jax, jax, flax)},
+    }
+
+
+def _check(setup: LeaveOneOutSetup, contenders: Sequence[str]) -> None:
+    """Checks what would otherwise fail late.
+
+    Raises:
+      UserError: what is wrong.
+    """
+    names = [method.name for method in setup.methods]
+    for what, values in (("methods", names), ("tasks", setup.task_names), ("seeds", setup.seeds)):
+        if not values or len(set(values)) < len(values):
+            raise UserError(f"{what} {', '.join(map(str, values))}: name at least one, each once")
+    for what, value in (("trials", setup.num_trials), ("trials a round", setup.trials_per_round)):
+        if value < 1:
+            raise UserError(f"{value} {what}: must be at least 1")
+    for name in contenders:
+        if name not in names:
+            raise UserError(f"method {name!r} isn't among those to run{nearest(name, names)}")
+    transfers = any(method.uses_sources for method in setup.methods)
+    if transfers and len(setup.task_names) < 2:
+        raise UserError("leaving one task out takes at least two tasks")
+    for name in SOURCE_METHODS if transfers else ("random",):
+        if name not in names:
+            raise UserError(f"add the method {name}: its trials are needed by the others")

@@ -1,0 +1,220 @@
+"""Ways to search one new task that a transferred controller has to beat."""
+
+import functools
+import importlib
+import itertools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mnms_jax.controller import make_policy, make_random_policy
+from mnms_jax.learner import make_null_learner, make_ppo_learner
+from mnms_jax.replay import ReplayBank
+from mnms_jax.search import Proposal, Search, SearchState, make_search
+from mnms_jax.space import SearchSpace, nearest
+from mnms_jax.types import AnyArray, PRNGKey, UserError
+
+# Space, sources, trials a round B, key -> search. The sources' rows are other tasks' trials.
+MakeSearch = Callable[[SearchSpace, ReplayBank, int, PRNGKey], Search]
+
+_TRIED_OF_EACH = 20  # designs of each source that the portfolio has
+_ENQUEUED_OF_EACH = 2  # so that Optuna's own search begins after some ten trials
+_CAPACITY = 4096  # trials that Optuna is told
+
+
+class Method(NamedTuple):
+    """A way to search one new task, whose id in the search is 0.
+
+    Attributes:
+      name: of the method; also that of its folder.
+      make: makes the search from the sources.
+      uses_sources: whether it reads them; the others get a bank without trials.
+    """
+
+    name: str
+    make: MakeSearch
+    uses_sources: bool = False
+
+
+def make_rivals(names: Sequence[str]) -> tuple[Method, ...]:
+    """Returns methods by name.
+
+    random: uniformly random designs.
+    cold: a controller that starts from nothing, trained by PPO.
+    portfolio: the sources' best designs, see `best_designs`; then random ones.
+    tpe: Optuna's tree-structured Parzen estimator.
+    tpe_enqueued: the same, after the first few of the portfolio.
+
+    Raises:
+      UserError: an unknown name, or Optuna is needed and isn't installed.
+    """
+    for name in names:
+        if name not in _RIVALS:
+            raise UserError(f"method {name!r} is unknown{nearest(name, _RIVALS)}")
+        if name.startswith("tpe"):
+            _import_optuna()
+    return tuple(_RIVALS[name] for name in names)
+
+
+def best_designs(sources: ReplayBank, number: int, key: PRNGKey) -> np.ndarray:
+    """Returns the sources' best designs in the order to try them, int32 [P, D], each once.
+
+    The sources take turns: the best design of each, then the second best of each. No common scale
+    of rewards is needed so, and no source is preferred; their order within a turn is random.
+
+    Args:
+      sources: T tasks' trials; failed ones don't count.
+      number: of designs of each source, at most; P is at most T times this.
+      key: of the order.
+    """
+    turns = []
+    for t in jax.random.permutation(key, len(sources.size)).tolist():
+        rewards = np.asarray(sources.rewards[t])[: int(sources.size[t])]
+        order = np.argsort(-rewards, kind="stable")  # NaN comes last
+        ranked = np.asarray(sources.actions[t])[order[: np.isfinite(rewards).sum()]]
+        turns.append(list(dict.fromkeys(map(tuple, ranked.tolist())))[:number])
+    designs = dict.fromkeys(d for turn in itertools.zip_longest(*turns) for d in turn if d)
+    return np.array(list(designs), np.int32).reshape(-1, sources.actions.shape[-1])
+
+
+# The same search serves all tasks and seeds, so that it is compiled once.
+@functools.lru_cache(maxsize=4)
+def _make_random(space: SearchSpace, trials_per_round: int) -> Search:
+    return make_search(
+        space,
+        make_random_policy(space),
+        make_null_learner(),
+        num_tasks=1,
+        trials_per_task=trials_per_round,
+        replay_capacity=_CAPACITY,
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _make_cold(space: SearchSpace, trials_per_round: int) -> Search:
+    policy = make_policy(space, 1)
+    # As many updates a trial as with rounds of eight trials: with more, it settles too early.
+    learner = make_ppo_learner(policy, num_updates=trials_per_round)
+    return make_search(space, policy, learner, num_tasks=1, trials_per_task=trials_per_round)
+
+
+def _make_portfolio(
+    space: SearchSpace, sources: ReplayBank, trials_per_round: int, key: PRNGKey
+) -> Search:
+    random = _make_random(space, trials_per_round)
+    designs = jnp.asarray(best_designs(sources, _TRIED_OF_EACH, key))
+
+    def ask(state: SearchState) -> Proposal:
+        proposal = random.ask(state)
+        index = state.step * trials_per_round + jnp.arange(trials_per_round)
+        chosen = designs[jnp.minimum(index, len(designs) - 1)]
+        actions = jnp.where((index < len(designs))[:, None], chosen, proposal.actions)
+        return proposal._replace(actions=actions)
+
+    # Not compiled: it is cheap, and would be compiled anew for each task's sources.
+    return Search(random.init, ask, random.tell) if len(designs) else random
+
+
+def _make_tpe(
+    space: SearchSpace,
+    sources: ReplayBank,
+    trials_per_round: int,
+    key: PRNGKey,
+    enqueued_of_each: int = 0,
+) -> Search:
+    """Returns Optuna's TPE as a search; `ask` can't be compiled.
+
+    Its state is that of random search: the trials so far. Each round, a new study is told them, so
+    that asking twice gives the same proposal as with any other search.
+    """
+    optuna = _import_optuna()
+    random = _make_random(space, trials_per_round)
+    first = best_designs(sources, enqueued_of_each, key) if enqueued_of_each else ()
+    choices = {
+        decision.name: optuna.distributions.CategoricalDistribution(range(len(decision.choices)))
+        for decision in space.decisions
+    }
+
+    def told(actions: np.ndarray, reward: float) -> Any:
+        params, failed = _active_params(space, actions), np.isnan(reward)
+        states = optuna.trial.TrialState
+        return optuna.trial.create_trial(
+            state=states.FAIL if failed else states.COMPLETE,
+            params=params,
+            distributions={name: choices[name] for name in params},
+            value=None if failed else reward,
+        )
+
+    def ask(state: SearchState) -> Proposal:
+        round_key = jax.random.fold_in(state.key, state.step)
+        study = _make_study(optuna, int(jax.random.bits(round_key)))
+        size = int(state.replay.size[0])
+        actions, rewards = np.asarray(state.replay.actions[0]), state.replay.rewards[0].tolist()
+        study.add_trials(list(map(told, actions[:size], rewards[:size])))
+        start = int(state.step) * trials_per_round
+        for design in first[start : start + trials_per_round]:
+            study.enqueue_trial(_active_params(space, design))
+        designs = [_suggest(space, study.ask()) for _ in range(trials_per_round)]
+        unknown = jnp.zeros((trials_per_round, space.num_decisions))
+        return Proposal(jnp.zeros(trials_per_round, jnp.int32), jnp.asarray(designs), unknown)
+
+    return Search(random.init, ask, random.tell)
+
+
+def _make_study(optuna: Any, seed: int) -> Any:
+    with warnings.catch_warnings():
+        # Some of these options are experimental in older versions.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(
+            seed=seed,
+            multivariate=True,
+            group=True,  # decisions that are active together are modelled together
+            constant_liar=True,  # for several trials in flight
+        )
+    return optuna.create_study(direction="maximize", sampler=sampler)
+
+
+def _suggest(space: SearchSpace, trial: Any) -> np.ndarray:
+    """Returns a design, int32 [D], asking only for the decisions that are active in it."""
+    actions = np.zeros(space.num_decisions, np.int32)
+    for d, decision in enumerate(space.decisions):
+        if space.active(actions)[d]:  # depends on earlier decisions alone
+            actions[d] = trial.suggest_categorical(decision.name, range(len(decision.choices)))
+    return actions
+
+
+def _active_params(space: SearchSpace, actions: AnyArray) -> dict[str, int]:
+    active = space.active(actions)
+    return {space.names[d]: int(actions[d]) for d in np.flatnonzero(active)}
+
+
+def _import_optuna() -> Any:
+    try:
+        optuna = importlib.import_module("optuna")
+    except ImportError:
+        raise UserError(
+            "the methods tpe and tpe_enqueued need Optuna: pip install 'mnms_jax[rivals]', or "
+            "leave them out"
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+_RIVALS = {
+    method.name: method
+    for method in (
+        Method("random", lambda space, sources, number, key: _make_random(space, number)),
+        Method("cold", lambda space, sources, number, key: _make_cold(space, number)),
+        Method("portfolio", _make_portfolio, uses_sources=True),
+        Method("tpe", _make_tpe),
+        Method(
+            "tpe_enqueued",
+            functools.partial(_make_tpe, enqueued_of_each=_ENQUEUED_OF_EACH),
+            uses_sources=True,
+        ),
+    )
+}

@@ -1,0 +1,169 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy import SPACE
+
+from mnms_jax.controller import choice_frequencies, make_policy
+from mnms_jax.replay import best
+from mnms_jax.space import Decision, SearchSpace
+from mnms_jax.transfer import (
+    WarmStart,
+    imitate,
+    infer_mixture,
+    make_bank,
+    make_transfer_search,
+    task_similarity,
+)
+from mnms_jax.types import TaskTraits, UserError
+
+WIDE = SearchSpace([Decision(name, (0, 1, 2, 3)) for name in "abcd"])
+VALUES = np.random.default_rng(3).uniform(size=(4, 4))
+
+
+def reward(design):
+    return float(sum(VALUES[d][design[name]] for d, name in enumerate("abcd"))) / 4
+
+
+def make_sources(num_tasks=2, number=60, shuffled=False):
+    rng = np.random.default_rng(0)
+    trials = []
+    for _ in range(num_tasks):
+        designs = [WIDE.decode(rng.integers(4, size=4)) for _ in range(number)]
+        rewards = np.array([reward(design) for design in designs])
+        trials.append(list(zip(designs, rng.permutation(rewards) if shuffled else rewards, strict=True)))
+    return make_bank(WIDE, trials)
+
+
+def run(search, rounds, key):
+    """Returns the state, the rewards in order, the designs tried and the last metrics."""
+    state = search.init(key)
+    rewards, tried, metrics = [], [], {}
+    for _ in range(rounds):
+        proposal = search.ask(state)
+        found = [reward(WIDE.decode(row)) for row in np.asarray(proposal.actions)]
+        state, metrics = search.tell(state, proposal, jnp.asarray(found, jnp.float32))
+        rewards += found
+        tried += map(tuple, np.asarray(proposal.actions).tolist())
+    return state, rewards, tried, metrics
+
+
+def test_a_bank_holds_each_tasks_trials():
+    bank = make_bank(
+        SPACE, [[({"a": 1}, 0.5), ({"a": 2, "b": True}, None)], [({"a": 3, "b": False, "c": "z"}, 1)]]
+    )
+    assert bank.size.tolist() == [2, 1]
+    assert bank.actions[:, 0].tolist() == [[0, 0, 0], [2, 1, 2]]
+    assert bank.rewards[0, 0] == 0.5 and np.isnan(bank.rewards[0, 1])
+    assert make_bank(SPACE, [[]]).valid.sum() == 0
+    with pytest.raises(UserError, match="'q'"):
+        make_bank(SPACE, [[({"q": 1}, 0.5)]])
+
+
+def test_imitation_makes_the_best_designs_likely(key):
+    sources = make_sources()
+    policy = make_policy(WIDE, 2)
+    params = policy.init(key)
+    after = jax.jit(lambda p, s: imitate(key, policy, p, s, num_imitated=5))(params, sources)
+    models, _ = best(sources, 5)
+    evaluate = jax.vmap(policy.evaluate, in_axes=(None, 0, 0))
+    before, now = (
+        evaluate(p, models.actions, models.task_ids).log_probs.sum(1).mean() for p in (params, after)
+    )
+    assert float(before) == pytest.approx(4 * np.log(1 / 4), abs=0.3)
+    assert float(now) > np.log(1 / 5) - 1.5  # 0.2 each is all that five designs can have
+
+
+@pytest.mark.parametrize("embedding", ["mean", "random", "similar", "inferred"])
+def test_where_a_new_tasks_embedding_starts(embedding, key):
+    similarity = jnp.array([[-50.0, 0.0]])
+    start = WarmStart(embedding=embedding, imitation_steps=0, ranked=False)
+    known = {**make_policy(WIDE, 2).init(key)}
+    _, search = make_transfer_search(
+        key, WIDE, make_sources(), params=known, similarity=similarity, start=start
+    )
+    rows = search.init(key).params["task_embedding"]
+    np.testing.assert_array_equal(rows[:2], known["task_embedding"])
+    expected = {"similar": rows[1]}.get(embedding, rows[:2].mean(0))
+    assert np.allclose(rows[2], expected, atol=1e-6) == (embedding != "random")
+
+
+def test_the_embedding_alone_can_be_trained(key):
+    start = WarmStart(trained="embedding", imitation_steps=0, ranked=False)
+    _, search = make_transfer_search(key, WIDE, make_sources(), start=start)
+    before = search.init(key).params
+    after = run(search, 3, key)[0].params
+    changed = {name: not np.array_equal(before[name], after[name]) for name in before if name != "cell"}
+    assert changed.pop("task_embedding") and not any(changed.values())
+    jax.tree.map(np.testing.assert_array_equal, before["cell"], after["cell"])
+    np.testing.assert_array_equal(before["task_embedding"][:2], after["task_embedding"][:2])
+
+
+def test_the_mixture_follows_the_rewards(key):
+    policy = make_policy(SPACE, 2, init_scale=1.0)
+    params = policy.init(key)
+    frequencies = [choice_frequencies(policy, SPACE, params, key, t)[0] for t in range(2)]
+    favourite = int(np.argmax(frequencies[1] - frequencies[0]))  # of the second source
+    designs = jnp.array([[favourite, 0, 0]] * 3 + [[(favourite + 1) % 3, 0, 0]] * 3)
+    good = jnp.array([1.0] * 3 + [-1.0] * 3)
+    weights = [infer_mixture(policy, params, 2, designs, sign * good) for sign in (0, 1, -1)]
+    np.testing.assert_allclose(weights[0], [0.5, 0.5], atol=1e-6)
+    assert float(weights[1][1]) > 0.5 > float(weights[2][1])
+    assert [float(w.sum()) for w in weights] == pytest.approx([1, 1, 1])
+
+
+def test_an_inferred_embedding_moves_with_the_rewards(key):
+    start = WarmStart(embedding="inferred", ranked=False, imitation_steps=60)
+    policy, search = make_transfer_search(key, WIDE, make_sources(), start=start)
+    state, *_ = run(search, 3, key)
+    before = search.init(key).params["task_embedding"]
+    assert np.isfinite(state.params["task_embedding"]).all()
+    assert not np.array_equal(before[2], state.params["task_embedding"][2])
+    assert policy.sample(state.params, key, jnp.int32(0)).actions.shape == (4,)
+
+
+def test_sources_help_at_once_and_useless_ones_are_found_out(key):
+    """Four searches of 24 trials in a space of 256 designs, whose best has a reward of about .8."""
+    rewards, tried, beliefs = {}, {}, {}
+    for name, shuffled in (("good", False), ("useless", True)):
+        _, search = make_transfer_search(key, WIDE, make_sources(number=100, shuffled=shuffled))
+        _, rewards[name], tried[name], metrics = run(search, 12, key)
+        beliefs[name] = float(metrics["belief/0"])
+    top = VALUES.max(1).mean()
+    assert max(rewards["good"][:6]) > top - 0.06
+    assert np.mean(rewards["good"][:6]) > np.mean(rewards["useless"][:6])
+    assert beliefs["useless"] < 0.2 and beliefs["useless"] < beliefs["good"]
+    assert max(rewards["useless"]) > top - 0.1  # found all the same
+    for designs in tried.values():
+        assert len(set(designs)) == len(designs)  # no design twice
+
+
+def test_a_warm_start_repeats_itself(key):
+    found = [run(make_transfer_search(key, WIDE, make_sources())[1], 3, key) for _ in range(2)]
+    jax.tree.map(np.testing.assert_array_equal, found[0][0].params, found[1][0].params)
+    assert found[0][2] == found[1][2]
+
+
+def test_similar_tasks_are_alike():
+    one = TaskTraits(8000, 2, 20.0, 0.5, ("good", "bad", "film"))
+    assert task_similarity(one, one) == 0
+    # Ten times the rows: 1. Twice the classes: 1. Four times the words: 1.
+    for change in ({"num_examples": 800}, {"num_classes": 4}, {"mean_words": 80.0}):
+        assert task_similarity(one, one._replace(**change)) == pytest.approx(-1)
+        assert task_similarity(one._replace(**change), one) == pytest.approx(-1)
+    other_words = one._replace(words=("x", "y", "film"))
+    assert task_similarity(one, other_words) == pytest.approx(-((2 * 2 / 3) ** 2))
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (WarmStart(embedding="maen"), "embedding 'maen'"),
+        (WarmStart(trained="none"), "trained 'none'"),
+        (WarmStart(belief=0.0), "belief 0"),
+        (WarmStart(embedding="similar"), "needs the sources' similarity"),
+    ],
+)
+def test_wrong_options(start, message, key):
+    with pytest.raises(UserError, match=message):
+        make_transfer_search(key, WIDE, make_sources(), start=start)
