@@ -163,7 +163,9 @@ def _describe(comparison: Comparison) -> str:
         f"{len(trials.task_names)} tasks, each held out in turn; {len(trials.seeds)} seeds; "
         f"{trials.rewards.shape[-1]} trials a search. Regret is (top - best so far) / (top - "
         "median of random trials), where top is the best reward that anybody saw on the task. "
-        "Intervals are 95 % Student intervals over seeds of the mean over tasks."
+        "Intervals are 95 % Student intervals over seeds; those over all tasks are of the mean "
+        "over tasks. A search that did not reach the threshold within its trials is censored; "
+        "the median number of trials is infinite when more than half are."
     )
 
 
@@ -175,7 +177,7 @@ def _overview(comparison: Comparison) -> tuple[str, Sequence[str], list[list[str
     for time in comparison.times:
         if time.task == ALL_TASKS:
             cells = [
-                f"{row.mean:.3f} ± {row.high - row.mean:.3f}"
+                f"{row.mean:.3f}" + _known(f" ± {row.high - row.mean:.3f}")
                 for row in comparison.means
                 if (row.task, row.method, row.measure) == (ALL_TASKS, time.method, "regret")
             ]
@@ -191,12 +193,16 @@ def _paired(comparison: Comparison) -> tuple[str, Sequence[str], list[list[str]]
     rows = []
     for method, rival in dict.fromkeys((r.method, r.rival) for r in comparison.differences):
         cells = [
-            f"{r.mean:+.3f} [{r.low:+.3f}, {r.high:+.3f}]"
+            f"{r.mean:+.3f}" + _known(f" [{r.low:+.3f}, {r.high:+.3f}]")
             for r in comparison.differences
             if (r.task, r.method, r.rival, r.measure) == (ALL_TASKS, method, rival, "regret saved")
         ]
         rows.append([method, rival, *cells])
     return title, ["method", "against", *(f"at {n}" for n in counts)], rows
+
+
+def _known(interval: str) -> str:
+    return "" if "nan" in interval else interval  # there is none of one seed
 
 
 def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

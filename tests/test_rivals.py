@@ -83,7 +83,9 @@ def test_the_portfolio_tries_them_and_then_random_designs():
 def test_random_and_cold_read_no_sources():
     for name in ("random", "cold"):
         assert play(name, SOURCES, 2) == play(name, NOTHING, 2)
-    assert play("cold", NOTHING, 3) != play("random", NOTHING, 3)
+    # Cold search starts like random search, and comes to prefer what is best.
+    cold, random = (np.sum(play(name, NOTHING, 40), axis=1) for name in ("cold", "random"))
+    assert cold[-20:].mean() > random[-20:].mean() + 0.5
 
 
 def test_tpe_begins_with_the_sources_best_and_then_finds_better():
