@@ -9,15 +9,44 @@ Variants:
   --embedding=random --noimitation --noreward_model    as published
   --embedding=random --trained=embedding               shared weights frozen
   --embedding=inferred                                 a mixture of the sources' embeddings
+Comparison, each task in turn being new and the others its sources:
+  python -m experiments.transfer --leave_one_out --tasks=vader_movie,vader_amazon,vader_tweets
 The same command on the same --workdir resumes. benchmarks/RESULTS.md has costs and figures.
 """
 
+from absl import flags
+
 import mnms_jax as mnms
+
+_LEAVE_ONE_OUT = flags.DEFINE_boolean(
+    "leave_one_out", False, "Compare methods on each of the tasks, the others being its sources."
+)
+_METHODS = flags.DEFINE_list(
+    "methods",
+    ["random", "cold", "portfolio", "tpe", "tpe_enqueued", "transfer"],
+    "Methods to compare; variants of transfer are transfer_random, transfer_inferred, "
+    "transfer_frozen, transfer_unguarded, transfer_policy and transfer_model.",
+)
+_SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds of the comparison, from --seed on.", lower_bound=1)
+_THRESHOLD = flags.DEFINE_integer(
+    "threshold_trials", 200, "Random trials whose expected best is to be reached.", lower_bound=1
+)
 
 
 def main() -> None:
-    """Runs the search that the flags describe."""
-    mnms.run_experiment(mnms.config_from_flags(mnms.TransferConfig))
+    """Runs the search or the comparison that the flags describe."""
+    if not _LEAVE_ONE_OUT.value:
+        mnms.run_experiment(mnms.config_from_flags(mnms.TransferConfig))
+        return
+    config = mnms.config_from_flags()
+    mnms.run_text_leave_one_out(
+        config,
+        mnms.make_methods(_METHODS.value),
+        seeds=range(config.seed, config.seed + _SEEDS.value),
+        contenders=[name for name in _METHODS.value if name.startswith("transfer")],
+        trials_per_round=config.round_size,
+        threshold_trials=_THRESHOLD.value,
+    )
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from mnms_jax.learner import Learner, make_null_learner, make_ppo_learner, make_
 from mnms_jax.leave_one_out import run_leave_one_out, run_text_leave_one_out, table_objective
 from mnms_jax.lockstep import LeaveOneOutSetup
 from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss, reinforce_loss
+from mnms_jax.methods import Method, make_methods
 from mnms_jax.reward_model import RewardModel, fit_reward_model, make_ranker
-from mnms_jax.rivals import Method, make_rivals
 from mnms_jax.run import make_requests
 from mnms_jax.search import Proposal, Search, SearchState, make_search
 from mnms_jax.space import Decision, SearchSpace
@@ -82,6 +82,7 @@ __all__ = [
     "load_tasks",
     "load_word_vectors",
     "make_bank",
+    "make_methods",
     "make_null_learner",
     "make_policy",
     "make_ppo_learner",
@@ -89,7 +90,6 @@ __all__ = [
     "make_ranker",
     "make_reinforce_learner",
     "make_requests",
-    "make_rivals",
     "make_search",
     "make_text_family",
     "make_transfer_search",

@@ -39,7 +39,7 @@ from mnms_jax.lockstep import (
     search_seed,
     task_key,
 )
-from mnms_jax.rivals import Method
+from mnms_jax.methods import Method
 from mnms_jax.space import nearest
 from mnms_jax.store import TrialLog, claim_folder
 from mnms_jax.tabular import TableBenchmark, draw_reward

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from mnms_jax.methods import Method
 from mnms_jax.replay import ReplayBank
-from mnms_jax.rivals import Method
 from mnms_jax.run import make_requests
 from mnms_jax.search import Proposal, Search, SearchState
+from mnms_jax.sources import bank_of_records
 from mnms_jax.space import SearchSpace
 from mnms_jax.store import TrialLog, TrialRecord
 from mnms_jax.training.fit import Request, TrialResult
@@ -59,7 +60,7 @@ def search_seed(setup: LeaveOneOutSetup, seed: int, folder: pathlib.Path) -> dic
     for uses_sources in (False, True):
         methods = [method for method in setup.methods if method.uses_sources == uses_sources]
         sources = _source_records(logs) if uses_sources else []
-        bank = make_bank(setup.space, setup.task_names, sources)
+        bank = bank_of_records(setup.space, setup.task_names, sources)
         runs = [
             run
             for method in methods
@@ -74,27 +75,6 @@ def search_seed(setup: LeaveOneOutSetup, seed: int, folder: pathlib.Path) -> dic
                 seconds = time.monotonic() - start
                 logging.info(form, seed, names, index + 1, num_rounds, trained, seconds)
     return logs
-
-
-def make_bank(
-    space: SearchSpace, task_names: Sequence[str], records: Sequence[TrialRecord]
-) -> ReplayBank:
-    """Returns logged trials as a replay bank with a row for each of T tasks.
-
-    In a row they are in the order of the records. Who proposed the designs isn't told: their
-    log-probabilities are 0.
-    """
-    own = [[record for record in records if record.task == name] for name in task_names]
-    capacity = max([1, *map(len, own)])
-    actions = np.zeros((len(own), capacity, space.num_decisions), np.int32)
-    rewards = np.zeros((len(own), capacity), np.float32)
-    for t, rows in enumerate(own):
-        for n, record in enumerate(rows):
-            actions[t, n] = space.encode(record.decisions)
-            rewards[t, n] = np.nan if record.reward is None else record.reward
-    size = jnp.array([len(rows) for rows in own], jnp.int32)
-    unknown = jnp.zeros(actions.shape)
-    return ReplayBank(jnp.asarray(actions), unknown, jnp.asarray(rewards), size)
 
 
 def leave_out(bank: ReplayBank, task_id: int) -> ReplayBank:

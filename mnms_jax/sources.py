@@ -84,17 +84,8 @@ def to_save(
       records: the search's log. Repeats and trials that were stopped early aren't kept.
       sources: what the search started from.
     """
-    own = make_bank(
-        space,
-        [
-            [
-                (record.decisions, record.reward)
-                for record in records
-                if record.task == task.name and record.bucket != "log" and not record.stopped
-            ]
-            for task in tasks
-        ],
-    )
+    finished = [r for r in records if r.bucket != "log" and not r.stopped]
+    own = bank_of_records(space, [task.name for task in tasks], finished)
     names, traits = tuple(task.name for task in tasks), tuple(map(task_traits, tasks))
     if sources is None:
         return SavedController(names, space, params, own, traits)
@@ -105,6 +96,14 @@ def to_save(
         _join(sources.trials, own),
         (*sources.traits, *traits),
     )
+
+
+def bank_of_records(
+    space: SearchSpace, task_names: Sequence[str], records: Sequence[TrialRecord]
+) -> ReplayBank:
+    """Returns logged trials as a replay bank: a row for each task, in the order of the records."""
+    own = [[record for record in records if record.task == name] for name in task_names]
+    return make_bank(space, [[(r.decisions, r.reward) for r in rows] for rows in own])
 
 
 def digest(sources: SavedController) -> str:

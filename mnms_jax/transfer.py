@@ -130,8 +130,9 @@ def make_transfer_search(
         fresh = built.imitate(imitation_key, fresh, sources)
     known, new = jnp.split(fresh["task_embedding"], [num_sources])
     if start.embedding != "random":
-        uniform = jnp.zeros((num_targets, num_sources))
-        new = jax.nn.softmax(similarity if start.embedding == "similar" else uniform) @ known
+        similar = start.embedding == "similar" and similarity is not None
+        weights = similarity if similar else jnp.zeros((num_targets, num_sources))
+        new = jax.nn.softmax(weights) @ known
     warm = {**fresh, "task_embedding": jnp.concatenate([known, new])}
     model = built.fit(model_key, sources) if start.ranked else None
 

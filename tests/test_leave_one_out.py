@@ -18,14 +18,15 @@ from mnms_jax.config import Config
 from mnms_jax.experiment import make_bench
 from mnms_jax.figures import write_page
 from mnms_jax.leave_one_out import run_leave_one_out, run_text_leave_one_out, table_objective
-from mnms_jax.lockstep import LeaveOneOutSetup, leave_out, make_bank
-from mnms_jax.rivals import Method, make_rivals
+from mnms_jax.lockstep import LeaveOneOutSetup, leave_out
+from mnms_jax.methods import Method, make_methods
+from mnms_jax.sources import bank_of_records
 from mnms_jax.store import TrialRecord
 from mnms_jax.training.fit import Request, TrialResult
 from mnms_jax.types import UserError
 
 TASKS = ("one", "<script>alert(1)</script>", "three$")
-RANDOM, TPE, PORTFOLIO = make_rivals(["random", "tpe", "portfolio"])
+RANDOM, TPE, PORTFOLIO = make_methods(["random", "tpe", "portfolio"])
 COLD = TPE._replace(name="cold")  # the real one takes long to compile
 TRANSFER = PORTFOLIO._replace(name="transfer")
 METHODS = (RANDOM, COLD, TRANSFER, PORTFOLIO)
@@ -157,10 +158,10 @@ def test_changing_the_held_out_tasks_rewards_changes_no_source():
         own = [TrialRecord("a", 0, {"a": 1}, 0.5, None, 0, 0, "", 0)]
         return [*own, own[0]._replace(task="b", reward=reward)]
 
-    low, high = (leave_out(make_bank(SPACE, ("a", "b"), records(r)), 1) for r in (0.1, None))
+    low, high = (leave_out(bank_of_records(SPACE, ("a", "b"), records(r)), 1) for r in (0.1, None))
     assert all(np.array_equal(x, y) for x, y in zip(low, high, strict=True))
     assert low.rewards.tolist() == [[0.5]] and low.actions.tolist() == [[[0, 0, 0]]]
-    other = leave_out(make_bank(SPACE, ("a", "b"), records(None)), 0)
+    other = leave_out(bank_of_records(SPACE, ("a", "b"), records(None)), 0)
     assert np.isnan(other.rewards).tolist() == [[True]] and other.size.tolist() == [1]
 
 

@@ -69,7 +69,9 @@ def test_an_unchanged_space_changes_nothing(key):
     fresh = make_policy(OLD, 2).init(jax.random.key(1))
     moved = migrate_params(match_spaces(OLD, OLD, {}), params, fresh)
     sample = make_policy(OLD, 2).sample
-    for a, b in zip(sample(moved, key, jnp.int32(0)), sample(params, key, jnp.int32(0)), strict=True):
+    for a, b in zip(
+        sample(moved, key, jnp.int32(0)), sample(params, key, jnp.int32(0)), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
 
 

@@ -31,7 +31,9 @@ def make_sources(num_tasks=2, number=60, shuffled=False):
     for _ in range(num_tasks):
         designs = [WIDE.decode(rng.integers(4, size=4)) for _ in range(number)]
         rewards = np.array([reward(design) for design in designs])
-        trials.append(list(zip(designs, rng.permutation(rewards) if shuffled else rewards, strict=True)))
+        trials.append(
+            list(zip(designs, rng.permutation(rewards) if shuffled else rewards, strict=True))
+        )
     return make_bank(WIDE, trials)
 
 
@@ -50,7 +52,8 @@ def run(search, rounds, key):
 
 def test_a_bank_holds_each_tasks_trials():
     bank = make_bank(
-        SPACE, [[({"a": 1}, 0.5), ({"a": 2, "b": True}, None)], [({"a": 3, "b": False, "c": "z"}, 1)]]
+        SPACE,
+        [[({"a": 1}, 0.5), ({"a": 2, "b": True}, None)], [({"a": 3, "b": False, "c": "z"}, 1)]],
     )
     assert bank.size.tolist() == [2, 1]
     assert bank.actions[:, 0].tolist() == [[0, 0, 0], [2, 1, 2]]
@@ -68,7 +71,8 @@ def test_imitation_makes_the_best_designs_likely(key):
     models, _ = best(sources, 5)
     evaluate = jax.vmap(policy.evaluate, in_axes=(None, 0, 0))
     before, now = (
-        evaluate(p, models.actions, models.task_ids).log_probs.sum(1).mean() for p in (params, after)
+        evaluate(p, models.actions, models.task_ids).log_probs.sum(1).mean()
+        for p in (params, after)
     )
     assert float(before) == pytest.approx(4 * np.log(1 / 4), abs=0.3)
     assert float(now) > np.log(1 / 5) - 1.5  # 0.2 each is all that five designs can have
@@ -93,7 +97,9 @@ def test_the_embedding_alone_can_be_trained(key):
     _, search = make_transfer_search(key, WIDE, make_sources(), start=start)
     before = search.init(key).params
     after = run(search, 3, key)[0].params
-    changed = {name: not np.array_equal(before[name], after[name]) for name in before if name != "cell"}
+    changed = {
+        name: not np.array_equal(before[name], after[name]) for name in before if name != "cell"
+    }
     assert changed.pop("task_embedding") and not any(changed.values())
     jax.tree.map(np.testing.assert_array_equal, before["cell"], after["cell"])
     np.testing.assert_array_equal(before["task_embedding"][:2], after["task_embedding"][:2])

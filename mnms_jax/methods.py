@@ -1,4 +1,4 @@
-"""Ways to search one new task that a transferred controller has to beat."""
+"""Ways to search one new task: transfer, its variants, and what it has to beat."""
 
 import functools
 import importlib
@@ -16,6 +16,7 @@ from mnms_jax.learner import make_null_learner, make_ppo_learner
 from mnms_jax.replay import ReplayBank
 from mnms_jax.search import Proposal, Search, SearchState, make_search
 from mnms_jax.space import SearchSpace, nearest
+from mnms_jax.transfer import WarmStart, make_transfer_search
 from mnms_jax.types import AnyArray, PRNGKey, UserError
 
 # Space, sources, trials a round B, key -> search. The sources' rows are other tasks' trials.
@@ -40,7 +41,7 @@ class Method(NamedTuple):
     uses_sources: bool = False
 
 
-def make_rivals(names: Sequence[str]) -> tuple[Method, ...]:
+def make_methods(names: Sequence[str]) -> tuple[Method, ...]:
     """Returns methods by name.
 
     random: uniformly random designs.
@@ -48,16 +49,20 @@ def make_rivals(names: Sequence[str]) -> tuple[Method, ...]:
     portfolio: the sources' best designs, see `best_designs`; then random ones.
     tpe: Optuna's tree-structured Parzen estimator.
     tpe_enqueued: the same, after the first few of the portfolio.
+    transfer: `make_transfer_search` with its defaults. The others change one thing each:
+      transfer_random and transfer_inferred the new task's embedding, transfer_frozen trains it
+      alone, transfer_unguarded believes the sources, transfer_policy has no model of rewards, and
+      transfer_model no imitation.
 
     Raises:
       UserError: an unknown name, or Optuna is needed and isn't installed.
     """
     for name in names:
-        if name not in _RIVALS:
-            raise UserError(f"method {name!r} is unknown{nearest(name, _RIVALS)}")
+        if name not in _METHODS:
+            raise UserError(f"method {name!r} is unknown{nearest(name, _METHODS)}")
         if name.startswith("tpe"):
             _import_optuna()
-    return tuple(_RIVALS[name] for name in names)
+    return tuple(_METHODS[name] for name in names)
 
 
 def best_designs(sources: ReplayBank, number: int, key: PRNGKey) -> np.ndarray:
@@ -100,6 +105,15 @@ def _make_cold(space: SearchSpace, trials_per_round: int) -> Search:
     # As many updates a trial as with rounds of eight trials: with more, it settles too early.
     learner = make_ppo_learner(policy, num_updates=trials_per_round)
     return make_search(space, policy, learner, num_tasks=1, trials_per_task=trials_per_round)
+
+
+def _make_transfer(
+    start: WarmStart, space: SearchSpace, sources: ReplayBank, trials_per_round: int, key: PRNGKey
+) -> Search:
+    _, search = make_transfer_search(
+        key, space, sources, trials_per_task=trials_per_round, start=start
+    )
+    return search
 
 
 def _make_portfolio(
@@ -204,7 +218,7 @@ def _import_optuna() -> Any:
     return optuna
 
 
-_RIVALS = {
+_METHODS = {
     method.name: method
     for method in (
         Method("random", lambda space, sources, number, key: _make_random(space, number)),
@@ -215,6 +229,18 @@ _RIVALS = {
             "tpe_enqueued",
             functools.partial(_make_tpe, enqueued_of_each=_ENQUEUED_OF_EACH),
             uses_sources=True,
+        ),
+        *(
+            Method(name, functools.partial(_make_transfer, start), uses_sources=True)
+            for name, start in (
+                ("transfer", WarmStart()),
+                ("transfer_random", WarmStart(embedding="random")),
+                ("transfer_inferred", WarmStart(embedding="inferred")),
+                ("transfer_frozen", WarmStart(trained="embedding")),
+                ("transfer_unguarded", WarmStart(belief=1.0)),
+                ("transfer_policy", WarmStart(ranked=False)),
+                ("transfer_model", WarmStart(imitation_steps=0)),
+            )
         ),
     )
 }

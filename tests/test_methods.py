@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from toy import SPACE
 
+from mnms_jax.methods import best_designs, make_methods
 from mnms_jax.replay import Batch, ReplayBank, add, init_replay
-from mnms_jax.rivals import best_designs, make_rivals
 from mnms_jax.types import UserError
 
 NAN = np.nan
@@ -37,7 +37,7 @@ NOTHING = init_replay(0, 1, SPACE.num_decisions)
 
 def play(name, sources, rounds, reward=lambda design: float(np.sum(design))):
     """Returns the designs that a method tries."""
-    method = make_rivals([name])[0]
+    method = make_methods([name])[0]
     search = method.make(SPACE, sources, NUMBER, jax.random.key(1))
     state = search.init(jax.random.key(2))
     tried = []
@@ -121,11 +121,11 @@ def test_tpe_is_told_failures_as_failures(monkeypatch):
 
 def test_an_unknown_method_and_a_missing_optuna_are_told(monkeypatch):
     with pytest.raises(UserError, match="method 'portfolo' is unknown; did you mean 'portfolio'"):
-        make_rivals(["portfolo"])
+        make_methods(["portfolo"])
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     with pytest.raises(UserError, match=r"pip install 'mnms_jax\[rivals\]'"):
-        make_rivals(["random", "tpe"])
-    assert [method.name for method in make_rivals(["random", "cold"])] == ["random", "cold"]
+        make_methods(["random", "tpe"])
+    assert [method.name for method in make_methods(["random", "cold"])] == ["random", "cold"]
 
 
 def test_sources_are_never_changed():
