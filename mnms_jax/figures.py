@@ -15,6 +15,7 @@ import rich.table
 
 from mnms_jax.comparison import (
     ALL_TASKS,
+    TRIAL_COUNTS,
     Comparison,
     Difference,
     Mean,
@@ -108,6 +109,9 @@ def draw_curves(path: pathlib.Path, comparison: Comparison) -> None:
         if threshold is not None:
             axis.axhline(threshold, color="gray", linestyle=":", linewidth=1)
         axis.set(title=_plain(title), xlabel="trials", ylabel=label, xscale="log", ylim=limits)
+        ticks = [step for step in (1, 2, 5, *TRIAL_COUNTS) if step <= len(steps)]
+        axis.set_xticks(ticks, ticks)
+        axis.set_xticks([], minor=True)
     axes[0].legend(fontsize="small")
     _save(figure, path)
 
