@@ -6,6 +6,7 @@ import pytest
 from toy import make_family, make_task, make_trainer
 
 from mnms_jax.training.fit import Request
+from mnms_jax.training.pool import Program
 
 TASKS = (make_task("one", 200, seed=1), make_task("two", 150, num_classes=3, seed=2))
 
@@ -118,7 +119,7 @@ def test_out_of_memory_is_a_failure(family, monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
     program = concurrent.futures.Future()
-    program.set_result(explode)
+    program.set_result(Program(explode, 1))
     monkeypatch.setattr(trainer, "_program", lambda *_: program)
     assert run(trainer, [request(family)])[0].failed == "out of memory"
 
