@@ -115,6 +115,7 @@ class DeepTower(nn.Module):
         outside = ~mask[:, None]
         outside[..., 0] = False
         for conv, norm in zip(self.convs, self.conv_norms, strict=True):
+            assert isinstance(conv, nn.Conv1d)
             y = conv(F.pad(embedded, (0, conv.kernel_size[0] - 1)))
             y = self.conv_activation(norm(y.masked_fill(outside, -torch.inf).amax(2)))
             features.append(self.conv_dropout(y))

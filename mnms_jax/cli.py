@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -18,8 +18,6 @@ from mnms_jax.config import Config, flag_name
 from mnms_jax.devices import HEARTBEAT_SECONDS, connect_processes
 from mnms_jax.tasks.packaged import cache_folder
 from mnms_jax.types import UserError
-
-_C = TypeVar("_C", bound=Config)
 
 _ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
@@ -95,11 +93,11 @@ def define_flags(config_class: type[Config] = Config, **defaults: Any) -> None:
     flags.DEFINE_integer("process_id", None, "This one's number, from 0; likewise.", lower_bound=0)
 
 
-def config_from_flags(config_class: type[_C] = Config) -> _C:  # type: ignore[assignment]
-    """Returns the configuration that the parsed flags give.
+def config_from_flags(config_class: type[Config] = Config) -> Config:
+    """Returns the configuration, of this class, that the parsed flags give.
 
     Raises:
-      UserError: see Config.
+      UserError: see Config and TransferConfig.
     """
     values: dict[str, Any] = {}
     for field in dataclasses.fields(config_class):

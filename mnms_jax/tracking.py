@@ -10,7 +10,6 @@ from typing import NamedTuple
 import rich.console
 import rich.live
 import rich.table
-import tensorboardX
 
 
 class Progress(NamedTuple):
@@ -33,6 +32,8 @@ class Tracker:
     """Shows progress, and writes it as TensorBoard scalars into a folder; a context manager."""
 
     def __init__(self, path: pathlib.Path, console: rich.console.Console | None = None):
+        import tensorboardX  # which takes seconds where PyTorch is installed
+
         self._console = console or rich.console.Console(stderr=True)
         self._writer = tensorboardX.SummaryWriter(str(path), write_to_disk=True)
         self._live = rich.live.Live(console=self._console) if self._console.is_terminal else None
@@ -73,7 +74,13 @@ class Tracker:
 
 def _as_line(progress: Progress) -> str:
     best = "  ".join(f"{task} {value:.3f}" for task, value in progress.best_reward.items())
-    return f"{_headline(progress)}, best {best}"
+    return f"{_headline(progress)}, best {best}{_beliefs(progress)}"
+
+
+def _beliefs(progress: Progress) -> str:
+    """Returns how far the guard against negative transfer believes the sources, by task."""
+    found = [value for name, value in progress.scalars.items() if name.startswith("belief/")]
+    return f", sources believed: {'  '.join(f'{value:.0%}' for value in found)}" if found else ""
 
 
 def _headline(progress: Progress) -> str:
@@ -85,7 +92,7 @@ def _headline(progress: Progress) -> str:
 
 
 def _as_table(progress: Progress) -> rich.table.Table:
-    table = rich.table.Table(title=_headline(progress))
+    table = rich.table.Table(title=_headline(progress) + _beliefs(progress))
     for column in ("task", "mean of the round", "best so far"):
         table.add_column(column, justify="left" if column == "task" else "right")
     for task, best in progress.best_reward.items():

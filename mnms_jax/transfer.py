@@ -130,8 +130,9 @@ def make_transfer_search(
         fresh = built.imitate(imitation_key, fresh, sources)
     known, new = jnp.split(fresh["task_embedding"], [num_sources])
     if start.embedding != "random":
-        similar = start.embedding == "similar" and similarity is not None
-        weights = similarity if similar else jnp.zeros((num_targets, num_sources))
+        weights = jnp.zeros((num_targets, num_sources))
+        if start.embedding == "similar" and similarity is not None:
+            weights = similarity
         new = jax.nn.softmax(weights) @ known
     warm = {**fresh, "task_embedding": jnp.concatenate([known, new])}
     model = built.fit(model_key, sources) if start.ranked else None
@@ -182,7 +183,7 @@ def _build(
         _embedding_only(learner) if start.trained == "embedding" else learner,
         num_tasks=num_targets,
         trials_per_task=trials_per_task,
-        ranker=make_ranker(space, belief=start.belief),
+        ranker=make_ranker(space, belief=start.belief) if start.ranked else None,
     )
     if start.embedding == "inferred":
         search = _infer_embeddings(search, policy, num_sources)

@@ -95,8 +95,8 @@ def test_where_a_new_tasks_embedding_starts(embedding, key):
 def test_the_embedding_alone_can_be_trained(key):
     start = WarmStart(trained="embedding", imitation_steps=0, ranked=False)
     _, search = make_transfer_search(key, WIDE, make_sources(), start=start)
-    before = search.init(key).params
-    after = run(search, 3, key)[0].params
+    before = dict(search.init(key).params)
+    after = dict(run(search, 3, key)[0].params)
     changed = {
         name: not np.array_equal(before[name], after[name]) for name in before if name != "cell"
     }
