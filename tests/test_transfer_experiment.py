@@ -1,0 +1,130 @@
+"""Transfer as users type it, in processes of its own, on data that TFDS's own builders wrote."""
+
+import csv
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tfds_data import write_imdb, write_sst2
+
+import mnms_jax
+
+ROOT = pathlib.Path(mnms_jax.__file__).parent.parent
+
+
+def run(module, *arguments):
+    command = [sys.executable, "-m", f"experiments.{module}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tfds")
+    write_sst2(path, num_rows=200)
+    write_imdb(path, num_rows=200)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, data_dir):
+    workdir = tmp_path_factory.mktemp("runs") / "pretrained"
+    flags = ("--tasks=sst2", "--num_trials=6", "--round_size=3", "--nocompare_random")
+    done = run("multitask", *flags, f"--workdir={workdir}", f"--data_dir={data_dir}")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def flags_of(pretrained, data_dir, workdir, *flags):
+    return (
+        *(f"--from={pretrained}", "--tasks=imdb", "--num_trials=4", "--nocompare_random"),
+        *(f"--workdir={workdir}", f"--data_dir={data_dir}", *flags),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(pretrained, data_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "transferred"
+    done = run("transfer", *flags_of(pretrained, data_dir, workdir))
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def lines(workdir):
+    rows = [json.loads(line) for line in (workdir / "trials.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def test_new_tasks_are_searched_from_a_saved_controller(finished):
+    workdir, done = finished
+    assert [(row["task"], row["trial"]) for row in lines(workdir)] == [
+        ("imdb", i) for i in range(4)
+    ]
+    designs = [json.dumps(row["decisions"]) for row in lines(workdir)]
+    assert len(set(designs)) == 4
+    assert "sources believed: " in done.stderr
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["embedding"] == "mean" and config["guard"] is True
+    assert config["sources"][0] == "sst2"
+
+
+def test_what_it_learned_can_be_a_source_again(finished):
+    saved = mnms_jax.load_controller(finished[0] / "controller")
+    assert saved.task_names == ("sst2", "imdb")
+    assert saved.trials.size.tolist() == [6, 4]
+    assert saved.params["task_embedding"].shape[0] == 2
+    assert [traits.num_classes for traits in saved.traits] == [2, 2]
+
+
+def test_killed_and_started_again_it_ends_with_the_same_trials(
+    finished, pretrained, data_dir, tmp_path
+):
+    flags = flags_of(pretrained, data_dir, tmp_path / "w")
+    command = [sys.executable, "-m", "experiments.transfer", *flags]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    log = tmp_path / "w" / "trials.jsonl"
+    while not (log.exists() and log.read_text().count("\n") >= 2):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = run("transfer", *flags)
+    assert done.returncode == 0, done.stderr
+    assert lines(tmp_path / "w") == lines(finished[0])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--tasks=imdb",), "error: --from: name the folder"),
+        (("--from=/nowhere", "--tasks=imdb"), "error: /nowhere holds no controller"),
+        (("--from=PRETRAINED", "--tasks=sst2"), "error: --tasks=sst2: the controller in"),
+        (("--from=x", "--tasks=imdb", "--renamed=a"), "error: --renamed=a: must be old=new"),
+        (("--from=x", "--tasks=imdb", "--embedding=maen"), "mean|random|similar|inferred"),
+        (("--leave_one_out", "--tasks=imdb"), "leaving one task out takes at least two tasks"),
+        (("--leave_one_out", "--tasks=imdb,sst2", "--methods=tranfer"), "did you mean 'transfer'"),
+    ],
+)
+def test_mistakes_get_one_clear_line(flags, message, pretrained, data_dir, tmp_path):
+    flags = [flag.replace("PRETRAINED", str(pretrained)) for flag in flags]
+    done = run("transfer", *flags, f"--data_dir={data_dir}", f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == 1
+    assert message in done.stderr + done.stdout and "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("trials.jsonl"))
+
+
+def test_a_comparison_leaves_each_task_out(data_dir, tmp_path):
+    flags = ("--leave_one_out", "--tasks=sst2,imdb", "--methods=random,cold,transfer", "--seeds=1")
+    flags += ("--num_trials=3", f"--data_dir={data_dir}", f"--workdir={tmp_path / 'w'}")
+    done = run("transfer", *flags)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "w" / "leave_one_out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    columns = ["task", "method", "seed", "trials", "best_reward", "trials_to_threshold", "censored"]
+    assert list(rows[0]) == columns
+    pairs = {(row["task"], row["method"]) for row in rows}
+    assert pairs == {(t, m) for t in ("sst2", "imdb") for m in ("random", "cold", "transfer")}
+    assert (tmp_path / "w" / "leave_one_out.html").exists()
