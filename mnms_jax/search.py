@@ -85,9 +85,8 @@ def make_search(
     """
     capacity = max(replay_capacity, trials_per_task)
     task_ids = jnp.tile(jnp.arange(num_tasks, dtype=jnp.int32), trials_per_task)
-    sample, uniform = (
-        jax.vmap(p.sample, in_axes=(None, 0, 0)) for p in (policy, make_random_policy(space))
-    )
+    sample = jax.vmap(policy.sample, in_axes=(None, 0, 0))
+    numbers = (max(num_candidates, trials_per_task), num_uniform)
 
     def init(key: PRNGKey) -> SearchState:
         init_key, key = jax.random.split(key)
@@ -105,25 +104,11 @@ def make_search(
         key = _round_key(state, _ASK)
         if ranker is None:
             output = sample(state.params, jax.random.split(key, task_ids.size), task_ids)
-            return Proposal(task_ids, output.actions, output.log_probs)
-        number = max(num_candidates, trials_per_task)
-        keys = jax.random.split(key, (num_tasks, number + num_uniform))
-        ids = jnp.broadcast_to(jnp.arange(num_tasks, dtype=jnp.int32)[:, None], keys.shape)
-        candidates = jax.tree.map(
-            lambda *parts: jnp.concatenate(parts, 1),
-            jax.vmap(sample, (None, 0, 0))(state.params, keys[:, :number], ids[:, :number]),
-            jax.vmap(uniform, (None, 0, 0))({}, keys[:, number:], ids[:, number:]),
-        )
-        ranking = rank(state.knowledge, state.replay, candidates.actions)
-        chosen = jax.vmap(_choose, in_axes=(0, 0, 0, None))(
-            candidates, ranking.scores, _trials(state.replay), trials_per_task
-        )
-        output = jax.tree.map(lambda x: jnp.concatenate(jnp.swapaxes(x, 0, 1)), chosen)
+        else:
+            candidates = _candidates(space, policy, state.params, key, num_tasks, numbers)
+            scores = _rank(ranker, state, candidates.actions).scores
+            output = _choose(candidates, scores, state.replay, trials_per_task)
         return Proposal(task_ids, output.actions, output.log_probs)
-
-    def rank(knowledge: Any, replay: ReplayBank, candidates: Array) -> Ranking:
-        assert ranker is not None
-        return jax.vmap(ranker, in_axes=(None, 0, 0))(knowledge, _trials(replay), candidates)
 
     def tell(state: SearchState, proposal: Proposal, rewards: Array) -> tuple[SearchState, Metrics]:
         chex.assert_rank([proposal.actions, rewards], [2, 1])
@@ -135,9 +120,6 @@ def make_search(
         params, opt_state, metrics = learner.update(
             _round_key(state, _TELL), state.params, state.opt_state, baseline, replay, batch
         )
-        if ranker is not None:
-            beliefs = rank(state.knowledge, replay, replay.actions[:, :1]).belief
-            metrics = {**metrics, **{f"belief/{t}": beliefs[t] for t in range(num_tasks)}}
         state = state._replace(
             params=params,
             opt_state=opt_state,
@@ -145,6 +127,9 @@ def make_search(
             replay=replay,
             step=state.step + 1,
         )
+        if ranker is not None:
+            beliefs = _rank(ranker, state, replay.actions[:, :1]).belief
+            metrics = {**metrics, **{f"belief/{t}": beliefs[t] for t in range(num_tasks)}}
         return state, metrics
 
     return Search(jax.jit(init), jax.jit(ask), jax.jit(tell))
@@ -158,12 +143,59 @@ def _trials(replay: ReplayBank) -> Trials:
     return Trials(replay.actions, replay.rewards, replay.valid)
 
 
-def _choose(candidates: PolicyOutput, scores: Array, trials: Trials, number: int) -> PolicyOutput:
-    """Returns the best of M candidates for one task, each design once, and new ones first."""
-    designs = candidates.actions
-    earlier = jnp.tril(jnp.ones((len(designs), len(designs)), bool), -1)
-    repeated = jnp.any(jnp.all(designs[:, None] == designs[None], -1) & earlier, 1)
-    tried = jnp.all(designs[:, None] == trials.actions[None], -1) & trials.valid[None]
-    known = repeated | jnp.any(tried, 1)
-    _, best = jax.lax.top_k(jnp.where(known, -jnp.inf, scores), number)
-    return jax.tree.map(lambda x: x[best], candidates)
+def _rank(ranker: Ranker, state: SearchState, designs: Array) -> Ranking:
+    """Ranks designs [T, M, D] for each task by what the state knows."""
+    trials = _trials(state.replay)
+    return jax.vmap(ranker, in_axes=(None, 0, 0))(state.knowledge, trials, designs)
+
+
+def _candidates(
+    space: SearchSpace,
+    policy: Policy,
+    params: Params,
+    key: PRNGKey,
+    num_tasks: int,
+    numbers: tuple[int, int],
+) -> PolicyOutput:
+    """Returns designs for each task, with leading axes [T, M]: the policy's, then random ones."""
+
+    def draw(policy: Policy, params: Params, keys: PRNGKey) -> PolicyOutput:
+        over_samples = jax.vmap(policy.sample, in_axes=(None, 0, None))
+        over_tasks = jax.vmap(over_samples, in_axes=(None, 0, 0))
+        return over_tasks(params, keys, jnp.arange(num_tasks, dtype=jnp.int32))
+
+    keys = jax.random.split(key, (num_tasks, sum(numbers)))
+    own, others = keys[:, : numbers[0]], keys[:, numbers[0] :]
+    return jax.tree.map(
+        lambda *parts: jnp.concatenate(parts, 1),
+        draw(policy, params, own),
+        draw(make_random_policy(space), {}, others),
+    )
+
+
+def _choose(
+    candidates: PolicyOutput, scores: Array, replay: ReplayBank, number: int
+) -> PolicyOutput:
+    """Returns each task's best candidates, each design once, and new ones first.
+
+    Args:
+      candidates: with leading axes [T, M].
+      scores: [T, M].
+      replay: what was tried.
+      number: to choose for each task.
+
+    Returns:
+      The chosen ones [number * T], tasks taking turns.
+    """
+
+    def choose(candidates: PolicyOutput, scores: Array, trials: Trials) -> PolicyOutput:
+        designs = candidates.actions
+        earlier = jnp.tril(jnp.ones((len(designs), len(designs)), bool), -1)
+        repeated = jnp.any(jnp.all(designs[:, None] == designs[None], -1) & earlier, 1)
+        tried = jnp.all(designs[:, None] == trials.actions[None], -1) & trials.valid[None]
+        known = repeated | jnp.any(tried, 1)
+        _, best = jax.lax.top_k(jnp.where(known, -jnp.inf, scores), number)
+        return jax.tree.map(lambda x: x[best], candidates)
+
+    chosen = jax.vmap(choose)(candidates, scores, _trials(replay))
+    return jax.tree.map(lambda x: jnp.concatenate(jnp.swapaxes(x, 0, 1)), chosen)
