@@ -50,7 +50,8 @@ class TrialLog:
         self._size = content.rfind(b"\n") + 1
         for number, line in enumerate(content[: self._size].splitlines(), 1):
             try:
-                self.records.append(TrialRecord(**json.loads(line)))
+                record = TrialRecord(**json.loads(line))
+                self.records.append(record._replace(rungs=tuple(record.rungs)))
             except (ValueError, TypeError):
                 raise UserError(
                     f"{path}, line {number}: not a trial; mend the line, or remove it and all after"

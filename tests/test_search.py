@@ -10,6 +10,7 @@ from mnms_jax.controller import make_policy, make_random_policy
 from mnms_jax.learner import make_null_learner, make_ppo_learner, make_reinforce_learner
 from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss
 from mnms_jax.replay import best, sample
+from mnms_jax.reward_model import make_ranker
 from mnms_jax.search import make_search
 
 NUM_TASKS = 2
@@ -175,3 +176,29 @@ def test_a_round_may_be_larger_than_the_bank():
     state, _ = search.tell(state, proposal, jnp.arange(9.0))
     np.testing.assert_array_equal(state.replay.rewards[0], np.arange(9.0))
     np.testing.assert_array_equal(state.replay.actions[0], proposal.actions)
+
+
+def test_with_a_ranker_no_design_is_tried_twice_until_all_were():
+    policy = make_random_policy(SPACE)
+    search = make_search(
+        SPACE,
+        policy,
+        make_null_learner(),
+        num_tasks=NUM_TASKS,
+        trials_per_task=3,
+        ranker=make_ranker(SPACE),
+    )
+    state, tried = search.init(jax.random.key(0)), [[], []]
+    for _ in range(4):
+        proposal = search.ask(state)
+        assert proposal.task_ids.tolist() == [0, 1] * 3
+        for task_id, actions in zip(proposal.task_ids, proposal.actions.tolist(), strict=True):
+            tried[int(task_id)].append(tuple(actions))
+        state, metrics = search.tell(state, proposal, rewards_of(proposal))
+    for designs in tried:
+        assert len(set(designs[:9])) == 9  # all that there are
+        assert set(designs[9:]) <= set(designs[:9])
+    assert float(metrics["belief/0"]) == 0  # there are no sources
+    # The log-probabilities are those of whoever drew the design.
+    again = jax.vmap(policy.evaluate, in_axes=(None, 0, 0))({}, proposal.actions, proposal.task_ids)
+    np.testing.assert_allclose(proposal.log_probs, again.log_probs, rtol=1e-6)

@@ -44,7 +44,6 @@ def test_a_search_folder_and_a_controller_folder_are_both_taken(saved, tmp_path)
 
 def test_a_changed_space_is_told_and_what_means_the_same_is_kept(saved, tmp_path, caplog):
     save_controller(tmp_path, saved)
-    space = SearchSpace([Decision("a", (2, 1)), *SPACE.decisions[1:2], Decision("new", (0, 1))])
     space = SearchSpace(
         [
             Decision("a", (2, 1)),
