@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from mnms_jax.config import RESUMABLE, Config
+from mnms_jax.config import RESUMABLE, Config, TransferConfig
 from mnms_jax.types import UserError
 
 
@@ -13,7 +13,7 @@ def test_defaults_are_valid_and_described():
     assert config.tasks == ("vader_movie", "vader_amazon")
     for field in dataclasses.fields(Config):
         assert len(field.metadata["help"]) > 10
-    assert set(RESUMABLE) < {field.name for field in dataclasses.fields(Config)}
+    assert set(RESUMABLE) < {field.name for field in dataclasses.fields(TransferConfig)}
 
 
 @pytest.mark.parametrize(

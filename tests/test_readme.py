@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from mnms_jax.config import Config
+from mnms_jax.config import TransferConfig, flag_name
 
 README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
 
@@ -19,8 +19,10 @@ def test_the_python_example_finds_a_child_for_each_task(capsys):
 
 def test_every_flag_is_documented_with_its_default():
     rows = dict(re.findall(r"^\| `--(\w+)` \| (.*?) \|", README, re.M))
-    fields = Config.__dataclass_fields__
+    own = TransferConfig.__dataclass_fields__
+    fields = {flag_name(name): field for name, field in own.items()}
     assert set(rows) == set(fields)
-    for name in ("num_trials", "round_size", "space", "learner", "advantage", "seed", "workdir"):
+    plain = ("num_trials", "round_size", "space", "learner", "advantage", "seed", "workdir")
+    for name in (*plain, "embedding", "trained"):
         assert rows[name].strip("`") == str(fields[name].default)
     assert rows["tasks"].strip("`") == ",".join(fields["tasks"].default)
