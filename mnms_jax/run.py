@@ -4,7 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Generator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from mnms_jax.training.fit import Request, Trainer, TrialResult
 from mnms_jax.types import Choice, UserError
 
 _LEAST_AT_RUNG = 8  # children that came to a rung before it stops any
+
+_Known: TypeAlias = dict[str, tuple[int, TrialResult]]  # by design, the trial that first had it
 
 
 class Budget(NamedTuple):
@@ -94,13 +96,14 @@ def run_rounds(
         logging.warning("the log has fewer trials than the checkpoint: starting from the log alone")
     start, num_before = time.monotonic(), len(workdir.log.records)
     num_rounds = -(-setup.budget.num_trials * len(setup.task_names) // trials_per_round)
+    known = _known_results(workdir.log)
     for round_index in range(int(state.step), num_rounds):
         if _is_over(setup, workdir.log, (round_index + 1) * trials_per_round):
             break
         proposal = setup.search.ask(state)
         if round_index + 1 < num_rounds:
-            _prefetch(setup, state, round_index + 1, workdir.log)
-        records = _train_round(setup, proposal, round_index, workdir.log)
+            _prefetch(setup, state, round_index + 1, known)
+        records = _train_round(setup, proposal, round_index, workdir.log, known)
         metrics: Metrics = {}
         if len(records) == len(proposal.task_ids):  # else the budget cuts this round short
             rewards = [np.nan if r.reward is None else r.reward for r in records]
@@ -153,7 +156,7 @@ def _is_over(setup: RoundSetup, log: TrialLog, num_trials: int) -> bool:
     return from_first(lambda: b"over" * (time.monotonic() > setup.budget.deadline)) != b""
 
 
-def _prefetch(setup: RoundSetup, state: SearchState, round_index: int, log: TrialLog) -> None:
+def _prefetch(setup: RoundSetup, state: SearchState, round_index: int, known: _Known) -> None:
     """Has the programs that the next round probably needs compiled while this one's train.
 
     They are those of the children that the round would have if the controller learned nothing from
@@ -161,7 +164,6 @@ def _prefetch(setup: RoundSetup, state: SearchState, round_index: int, log: Tria
     """
     proposal = setup.search.ask(state._replace(step=state.step + 1))
     requests = make_requests(setup.space, setup.task_names, proposal, round_index)
-    known = _known_results(log)
     setup.trainer.prefetch(
         [
             request
@@ -173,9 +175,12 @@ def _prefetch(setup: RoundSetup, state: SearchState, round_index: int, log: Tria
 
 
 def _train_round(
-    setup: RoundSetup, proposal: Proposal, round_index: int, log: TrialLog
+    setup: RoundSetup, proposal: Proposal, round_index: int, log: TrialLog, known: _Known
 ) -> list[TrialRecord]:
-    """Returns the round's trials in order, from the log where it holds them, else trained."""
+    """Returns the round's trials in order, from the log where it holds them, else trained.
+
+    What is trained is added to the log and to the known results.
+    """
     requests = [
         request
         for request in make_requests(setup.space, setup.task_names, proposal, round_index)
@@ -199,7 +204,7 @@ def _train_round(
     num_logged = sum(record is not None for record in records)
     if None in records[:num_logged]:
         raise UserError("the log lacks a trial before others of its round; it was edited")
-    new = _train_new(setup.trainer, requests[num_logged:], _known_results(log), round_index)
+    new = _train_new(setup.trainer, requests[num_logged:], known, round_index)
     with contextlib.closing(new):  # so that an error here ends the training too
         for record in new:
             log.append(record)
@@ -211,7 +216,7 @@ def _train_round(
 def _train_new(
     trainer: Trainer,
     requests: Sequence[Request],
-    known: dict[str, tuple[int, TrialResult]],
+    known: _Known,
     round_index: int,
 ) -> Generator[TrialRecord]:
     """Yields trials in the order of the requests, each as soon as all before it are there.
@@ -219,7 +224,7 @@ def _train_new(
     Args:
       trainer: trains the designs that are new.
       requests: what to train.
-      known: number and result of the trial that first had a design; this one's are added.
+      known: this round's are added.
       round_index: of this round.
     """
     fresh: dict[str, Request] = {}
@@ -256,8 +261,8 @@ def _train_shared(
             yield index, TrialResult(*result)
 
 
-def _known_results(log: TrialLog) -> dict[str, tuple[int, TrialResult]]:
-    known: dict[str, tuple[int, TrialResult]] = {}
+def _known_results(log: TrialLog) -> _Known:
+    known: _Known = {}
     for record in log.records:
         result = TrialResult(*(getattr(record, name) for name in TrialResult._fields))
         known.setdefault(_identity(record.task, record.decisions), (record.trial, result))

@@ -16,11 +16,11 @@ import numpy as np
 import optax
 
 from mnms_jax import replay as replay_lib
-from mnms_jax.advantage import Baseline, init_baseline, rank_advantage
+from mnms_jax.advantage import init_baseline, rank_advantage
 from mnms_jax.controller import make_policy
 from mnms_jax.learner import Learner, Metrics, make_ppo_learner
 from mnms_jax.losses import entropy_loss, imitation_loss
-from mnms_jax.replay import Batch, ReplayBank
+from mnms_jax.replay import ReplayBank
 from mnms_jax.reward_model import RewardModel, fit_reward_model, make_ranker
 from mnms_jax.search import Proposal, Search, SearchState, make_search
 from mnms_jax.space import SearchSpace
@@ -318,15 +318,8 @@ def _for_tasks(policy: Policy, first: int) -> Policy:
 def _embedding_only(learner: Learner) -> Learner:
     """Returns the learner that leaves all but the task embeddings as they are."""
 
-    def update(
-        key: PRNGKey,
-        params: Params,
-        opt_state: Any,
-        baseline: Baseline,
-        replay: ReplayBank,
-        batch: Batch,
-    ) -> tuple[Params, Any, Metrics]:
-        moved, opt_state, metrics = learner.update(key, params, opt_state, baseline, replay, batch)
+    def update(key: PRNGKey, params: Params, *rest: Any) -> tuple[Params, Any, Metrics]:
+        moved, opt_state, metrics = learner.update(key, params, *rest)
         return {**params, "task_embedding": moved["task_embedding"]}, opt_state, metrics
 
     return Learner(learner.init, update)

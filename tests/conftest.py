@@ -9,6 +9,7 @@ os.environ["XLA_FLAGS"] = (
 
 import jax
 import pytest
+from tfds_data import write_imdb, write_sst2
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -16,3 +17,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Both of these tasks, as TFDS's own builders write them."""
+    path = tmp_path_factory.mktemp("tfds")
+    write_sst2(path, num_rows=200)
+    write_imdb(path, num_rows=200)
+    return path

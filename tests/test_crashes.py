@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import resource
 import signal
 import subprocess
 import sys
@@ -16,14 +15,14 @@ ROOT = pathlib.Path(mnms_jax.__file__).parent.parent
 TRIALS = 12
 
 
-def start(path, **kwargs):
+def start(path, *prefix):
+    search = ["-m", "benchmarks.chaos", f"--search={path}", f"--trials={TRIALS}"]
     return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.chaos", f"--search={path}", f"--trials={TRIALS}"],
+        [*prefix, sys.executable, *search],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **kwargs,
     )
 
 
@@ -60,10 +59,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path, whole):
 
 
 def test_a_disk_too_full_for_a_checkpoint_is_one_clear_line_at_the_end(tmp_path, whole):
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-
-    process = start(tmp_path / "w", preexec_fn=small_files)
+    process = start(tmp_path / "w", "bash", "-c", 'ulimit -f 48; exec "$@"', "bash")  # KiB
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 1
     last = errors.strip().splitlines()[-1]

@@ -21,14 +21,6 @@ from mnms_jax.types import UserError
 ROOT = pathlib.Path(mnms_jax.__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tfds")
-    write_sst2(path, num_rows=200)
-    write_imdb(path, num_rows=200)
-    return path
-
-
 def command(workdir, data_dir, *flags):
     return [
         *(sys.executable, "-m", "experiments.multitask", "--tasks=sst2,imdb", "--round_size=4"),

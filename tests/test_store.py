@@ -28,7 +28,8 @@ def test_log_reads_back_what_it_wrote(tmp_path):
     again = TrialLog(tmp_path / "trials.jsonl")
     assert again.records == log.records == [record(0), record(1, None), record(2)]
     line = json.loads((tmp_path / "trials.jsonl").read_text().splitlines()[1])
-    assert list(line) == "task trial decisions reward failed seconds samples bucket round".split()
+    names = "task trial decisions reward failed seconds samples bucket round rungs stopped"
+    assert list(line) == names.split()
     assert line["reward"] is None and line["failed"] == "diverged"
 
 

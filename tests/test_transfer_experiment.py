@@ -9,7 +9,6 @@ import sys
 import time
 
 import pytest
-from tfds_data import write_imdb, write_sst2
 
 import mnms_jax
 
@@ -19,14 +18,6 @@ ROOT = pathlib.Path(mnms_jax.__file__).parent.parent
 def run(module, *arguments):
     command = [sys.executable, "-m", f"experiments.{module}", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tfds")
-    write_sst2(path, num_rows=200)
-    write_imdb(path, num_rows=200)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -312,3 +312,33 @@ class Normalization(nn.Module):
             moments = batch_moments(jax.lax.stop_gradient(x + affine[None, 0]))
             moving.value = fixed + jnp.where(training, 1 - self.momentum, 0.0) * (moments - fixed)
         return normalize(x, affine, kind, units, fixed, training)
+
+
+class Convolutions(nn.Module):
+    """Convolutions of several widths, and each filter's maximum over the text.
+
+    All are one product with windows of the largest width, where the kernels of the narrower ones
+    are zero at the end: a few more operations in one product are faster than fewer in two.
+    """
+
+    widths: tuple[int, ...]
+    filters: int
+
+    @nn.compact
+    def __call__(self, embedded: Array, inside: Array, layout: Layout, seed: Array) -> Array:
+        """Returns [B, widths * filters].
+
+        Args:
+          embedded: [P, E]; largest width - 1 zeros at least stand at the end of each text.
+          inside: bool [P], where windows begin that count; one of each text at least.
+          layout: which positions are whose.
+          seed: of the initial weights.
+        """
+        widest, columns = max(self.widths), np.repeat(self.widths, self.filters)
+        size = embedded.shape[1]
+        used = np.repeat(np.arange(widest), size)[:, None] < columns[None]
+        bound = np.sqrt(3 / (columns * size))
+        kernel = used * uniform_param(self, "kernel", seed, used.shape, bound)
+        beyond = jnp.pad(embedded, ((0, widest - 1), (0, 0)))
+        windows = [beyond[offset : offset + len(embedded)] for offset in range(widest)]
+        return max_over_windows(jnp.concatenate(windows, -1), kernel, inside, layout)

@@ -17,16 +17,16 @@ import numpy as np
 from mnms_jax.children.layers import (
     ACTIVATIONS,
     NORMALIZATIONS,
+    Convolutions,
     Normalization,
     NormalizedDense,
     activate,
     activation_coefficients,
     embed,
     keep_mask,
-    max_over_windows,
     uniform_param,
 )
-from mnms_jax.children.ragged import Layout, Ragged
+from mnms_jax.children.ragged import Ragged
 from mnms_jax.space import Decision, SearchSpace
 from mnms_jax.types import (
     AnyArray,
@@ -306,7 +306,7 @@ class _DeepTower(nn.Module):
         embedded *= layout.repeat(keep_mask(seed, 100, rate, mean.shape))
         # Windows that begin in the text; the first always, so that the maximum is finite.
         inside = (flat > 0) | layout.first
-        convolutions = _Convolutions(arch.conv_widths, arch.conv_filters, name="conv")
+        convolutions = Convolutions(arch.conv_widths, arch.conv_filters, name="conv")
         maxima = convolutions(embedded, inside, layout, seed)
         # The maximum comes first: normalisation and activation then take one number a filter
         # instead of one a word. Without batch norm, and but for swish, the model is the same.
@@ -315,36 +315,6 @@ class _DeepTower(nn.Module):
         maxima = norm(maxima, size, hyper.conv_normalization, training)
         mask = keep_mask(seed, 101, hyper.conv_dropout * training, maxima.shape)
         return jnp.concatenate([mean, activate(maxima, hyper.conv_activation, mask)], -1)
-
-
-class _Convolutions(nn.Module):
-    """Convolutions of several widths, and each filter's maximum over the text.
-
-    All are one product with windows of the largest width, where the kernels of the narrower ones
-    are zero at the end: a few more operations in one product are faster than fewer in two.
-    """
-
-    widths: tuple[int, ...]
-    filters: int
-
-    @nn.compact
-    def __call__(self, embedded: Array, inside: Array, layout: Layout, seed: Array) -> Array:
-        """Returns [B, widths * filters].
-
-        Args:
-          embedded: [P, E]; largest width - 1 zeros at least stand at the end of each text.
-          inside: bool [P], where windows begin that count; one of each text at least.
-          layout: which positions are whose.
-          seed: of the initial weights.
-        """
-        widest, columns = max(self.widths), np.repeat(self.widths, self.filters)
-        size = embedded.shape[1]
-        used = np.repeat(np.arange(widest), size)[:, None] < columns[None]
-        bound = np.sqrt(3 / (columns * size))
-        kernel = used * uniform_param(self, "kernel", seed, used.shape, bound)
-        beyond = jnp.pad(embedded, ((0, widest - 1), (0, 0)))
-        windows = [beyond[offset : offset + len(embedded)] for offset in range(widest)]
-        return max_over_windows(jnp.concatenate(windows, -1), kernel, inside, layout)
 
 
 def _hyperparameters(design: Mapping[str, Choice]) -> TextHyperparameters:

@@ -71,19 +71,7 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
         ends = jnp.append(jnp.minimum(recipe.rung_steps, recipe.num_steps), recipe.num_steps)
         needed = jnp.append(recipe.rung_accuracies, 0.0)
 
-        def loss_fn(
-            params: Params, loop: _Loop, rows: Array, training: Array
-        ) -> tuple[Array, tuple]:
-            batch = _take(data.inputs, rows)
-            step_seed = mix(seed ^ mix(loop.step.astype(jnp.uint32) + 1))
-            variables = {"params": params, "batch_stats": loop.batch_stats}
-            logits, batch_stats = model.apply(
-                variables, batch, data.constants, hyper, step_seed, training
-            )
-            valid = jnp.arange(logits.shape[-1]) < data.num_classes
-            logits = jnp.where(valid[None], logits, -1e9)
-            labels = _take(data.labels, rows)
-            return cross_entropy(logits, labels), (jnp.argmax(logits, -1) == labels, batch_stats)
+        loss_fn = jax.value_and_grad(_make_loss(model, seed, hyper, data), has_aux=True)
 
         def is_active(loop: _Loop) -> Array:
             return (loop.rung <= num_rungs) & jnp.isfinite(loop.loss)
@@ -98,9 +86,7 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
                 _training_rows(seed, loop.step, data.num_train),
                 data.first_evaluation + evaluated,
             )
-            (loss, (correct, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-                loop.params, loop, rows, training
-            )
+            (loss, (correct, batch_stats)), grads = loss_fn(loop.params, loop, rows, training)
             params, slots = apply_gradients(
                 loop.params, grads, loop.slots, groups, loop.step, recipe.num_steps, training
             )
@@ -182,6 +168,24 @@ def predict(
     )
     logits = jax.lax.map(chunk, chunks)
     return logits.reshape(-1, logits.shape[-1])[:num_rows]
+
+
+def _make_loss(model: ChildModel, seed: Array, hyper: Any, data: ChildData) -> Callable:
+    """Returns params, loop, rows, training -> loss, (correct rows, new batch statistics)."""
+
+    def loss_fn(params: Params, loop: _Loop, rows: Array, training: Array) -> tuple[Array, tuple]:
+        batch = _take(data.inputs, rows)
+        step_seed = mix(seed ^ mix(loop.step.astype(jnp.uint32) + 1))
+        variables = {"params": params, "batch_stats": loop.batch_stats}
+        logits, batch_stats = model.apply(
+            variables, batch, data.constants, hyper, step_seed, training
+        )
+        valid = jnp.arange(logits.shape[-1]) < data.num_classes
+        logits = jnp.where(valid[None], logits, -1e9)
+        labels = _take(data.labels, rows)
+        return cross_entropy(logits, labels), (jnp.argmax(logits, -1) == labels, batch_stats)
+
+    return loss_fn
 
 
 def _start(variables: Params, groups: dict[str, Coefficients], num_rungs: int) -> _Loop:
