@@ -2,22 +2,29 @@
 
 Claim: a search that starts from other tasks' trials is ahead of every search that doesn't, and of
 the sources' best designs; sources whose rewards mean nothing (`transfer_useless`: each source's
-rewards change places) cost it little.
+rewards change places) cost it little. What the papers' controller owes its parts is shown by
+leaving out one at a time, without a model of rewards (`policy_...`, against `transfer_policy`).
 
 Command: python -m benchmarks.transfer --table=hpobench_mlp
 Variants: --table=nasbench_graph (tasks that disagree), --methods=random,cold,transfer
 Cost: 15 minutes on two CPU cores. An interrupted run resumes.
 """
 
+import functools
 import pathlib
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 import mnms_jax as mnms
-from mnms_jax.methods import MakeSearch
+from mnms_jax.advantage import Advantage
+from mnms_jax.methods import MakeSearch, make_transfer_method
 from mnms_jax.replay import ReplayBank
+from mnms_jax.transfer import make_transfer_learner
+from mnms_jax.types import Params
 
 _TABLE = flags.DEFINE_string("table", "hpobench_mlp", "Table of rewards, see mnms_jax.load_table.")
 _TASKS = flags.DEFINE_list("table_tasks", [], "Some of the table's tasks; by default all.")
@@ -26,13 +33,68 @@ _METHODS = flags.DEFINE_list(
     [
         *("random", "cold", "portfolio", "tpe", "tpe_enqueued", "transfer", "transfer_useless"),
         *("transfer_random", "transfer_inferred", "transfer_frozen", "transfer_unguarded"),
-        *("transfer_policy", "transfer_model"),
+        *("transfer_policy", "transfer_model", "transfer_replay", "policy_frozen"),
+        *("policy_unimitated", "policy_replay", "policy_blind", "policy_noskip"),
+        *("policy_onpolicy", "policy_relative", "policy_std"),
     ],
     "Methods to compare.",
 )
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds.", lower_bound=1)
 _NUM_TRIALS = flags.DEFINE_integer("num_trials", 50, "Trials of a search.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/transfer_tables", "Folder of the results.")
+
+
+def blind(space: mnms.SearchSpace, num_tasks: int) -> mnms.Policy:
+    """Returns the policy that doesn't know for which task it samples."""
+    policy = mnms.make_policy(space, num_tasks)
+    return policy._replace(
+        sample=lambda params, key, task_id: policy.sample(params, key, 0 * task_id),
+        evaluate=lambda params, actions, task_id: policy.evaluate(params, actions, 0 * task_id),
+    )
+
+
+def without_skip(space: mnms.SearchSpace, num_tasks: int) -> mnms.Policy:
+    """Returns the policy whose decisions see its inputs through the recurrent cell alone."""
+    policy = mnms.make_policy(space, num_tasks)
+
+    def cut(params: Params) -> Params:
+        recurrent = params["cell"]["hi"]["kernel"].shape[0]
+        return {**params, "head_kernel": params["head_kernel"].at[:, recurrent:].set(0)}
+
+    return policy._replace(
+        sample=lambda params, key, task_id: policy.sample(cut(params), key, task_id),
+        evaluate=lambda params, actions, task_id: policy.evaluate(cut(params), actions, task_id),
+    )
+
+
+def on_policy(policy: mnms.Policy) -> mnms.Learner:
+    """Returns the learner from the round's own trials."""
+    return mnms.make_reinforce_learner(policy, learning_rate=3e-3)
+
+
+def with_advantage(advantage: Advantage) -> Callable[[mnms.Policy], mnms.Learner]:
+    """Returns what makes the learner of transfer, with another advantage."""
+    return functools.partial(make_transfer_learner, advantage=advantage)
+
+
+_START = mnms.WarmStart(ranked=False)
+_POLICIES = {
+    method.name: method
+    for method in (
+        make_transfer_method("policy_frozen", _START._replace(trained="embedding")),
+        make_transfer_method("policy_unimitated", _START._replace(imitation_steps=0)),
+        make_transfer_method("policy_replay", _START._replace(replay=True)),
+        make_transfer_method("policy_blind", _START, make_policy=blind),
+        make_transfer_method("policy_noskip", _START, make_policy=without_skip),
+        make_transfer_method("policy_onpolicy", _START, make_learner=on_policy),
+        make_transfer_method(
+            "policy_relative", _START, make_learner=with_advantage(mnms.relative_advantage)
+        ),
+        make_transfer_method(
+            "policy_std", _START, make_learner=with_advantage(mnms.standardized_advantage)
+        ),
+    )
+}
 
 
 def useless(make: MakeSearch) -> MakeSearch:
@@ -45,18 +107,19 @@ def useless(make: MakeSearch) -> MakeSearch:
         rewards = np.array(sources.rewards)
         for row, size in zip(rewards, np.asarray(sources.size).tolist(), strict=True):
             row[:size] = rng.permutation(row[:size])
-        return make(space, sources._replace(rewards=jax.numpy.asarray(rewards)), number, key)
+        return make(space, sources._replace(rewards=jnp.asarray(rewards)), number, key)
 
     return make_useless
 
 
-def make_methods(names: list[str]) -> list[mnms.Method]:
-    """Returns methods by name, with or without `_useless` behind it."""
-    methods = mnms.make_methods([name.removesuffix("_useless") for name in names])
-    return [
-        method._replace(name=name, make=useless(method.make)) if method.name != name else method
-        for name, method in zip(names, methods, strict=True)
-    ]
+def make_method(name: str) -> mnms.Method:
+    """Returns a method by its name, which may have `_useless` behind it."""
+    if name in _POLICIES:
+        return _POLICIES[name]
+    (method,) = mnms.make_methods([name.removesuffix("_useless")])
+    if name == method.name:
+        return method
+    return method._replace(name=name, make=useless(method.make))
 
 
 def main() -> None:
@@ -65,7 +128,7 @@ def main() -> None:
     setup = mnms.LeaveOneOutSetup(
         benchmark.space,
         tuple(_TASKS.value or benchmark.task_names),
-        tuple(make_methods(_METHODS.value)),
+        tuple(map(make_method, _METHODS.value)),
         mnms.table_objective(benchmark),
         tuple(range(_SEEDS.value)),
         _NUM_TRIALS.value,
@@ -73,7 +136,7 @@ def main() -> None:
     mnms.run_leave_one_out(
         setup,
         pathlib.Path(_WORKDIR.value) / _TABLE.value,
-        contenders=[name for name in _METHODS.value if name.startswith("transfer")],
+        contenders=[name for name in _METHODS.value if name.startswith(("transfer", "policy"))],
         identity={"table": _TABLE.value, "space": benchmark.space.fingerprint},
     )
 

@@ -9,6 +9,7 @@ Variants:
   --embedding=random --noimitation --noreward_model    as published
   --embedding=random --trained=embedding               shared weights frozen
   --embedding=inferred                                 a mixture of the sources' embeddings
+  --replay --tasks=vader_movie,vader_tweets            a source goes on, none is forgotten
 Comparison, each task in turn being new and the others its sources:
   python -m experiments.transfer --leave_one_out --tasks=vader_movie,vader_amazon,vader_tweets
 The same command on the same --workdir resumes. benchmarks/RESULTS.md has costs and figures.
@@ -25,7 +26,7 @@ _METHODS = flags.DEFINE_list(
     "methods",
     ["random", "cold", "portfolio", "tpe", "tpe_enqueued", "transfer"],
     "Methods to compare; variants of transfer are transfer_random, transfer_inferred, "
-    "transfer_frozen, transfer_unguarded, transfer_policy and transfer_model.",
+    "transfer_frozen, transfer_unguarded, transfer_policy, transfer_model and transfer_replay.",
 )
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds of the comparison, from --seed on.", lower_bound=1)
 _THRESHOLD = flags.DEFINE_integer(

@@ -14,6 +14,7 @@ from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss, reinforce_lo
 from mnms_jax.methods import Method, make_methods
 from mnms_jax.reward_model import RewardModel, fit_reward_model, make_ranker
 from mnms_jax.run import make_requests
+from mnms_jax.schedule import Phase, parse_phase, run_schedule
 from mnms_jax.search import Proposal, Search, SearchState, make_search
 from mnms_jax.space import Decision, SearchSpace
 from mnms_jax.tabular import RewardTable, TableBenchmark, draw_reward, find_row
@@ -47,6 +48,7 @@ __all__ = [
     "Learner",
     "LeaveOneOutSetup",
     "Method",
+    "Phase",
     "Policy",
     "PolicyOutput",
     "Proposal",
@@ -93,6 +95,7 @@ __all__ = [
     "make_search",
     "make_text_family",
     "make_transfer_search",
+    "parse_phase",
     "ppo_loss",
     "rank_advantage",
     "read_table",
@@ -101,6 +104,7 @@ __all__ = [
     "run_experiment",
     "run_leave_one_out",
     "run_main",
+    "run_schedule",
     "run_text_leave_one_out",
     "standardized_advantage",
     "table_objective",

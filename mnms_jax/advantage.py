@@ -30,7 +30,7 @@ def init_baseline(num_tasks: int) -> Baseline:
 
 
 def update_baseline(
-    baseline: Baseline, task_ids: Array, rewards: Array, *, decay: float
+    baseline: Baseline, task_ids: Array, rewards: Array, *, decay: float = 0.95
 ) -> Baseline:
     """Moves each task's statistics towards its rewards, one trial after another.
 
@@ -41,7 +41,7 @@ def update_baseline(
       baseline: statistics so far.
       task_ids: int32 [B].
       rewards: [B]; NaN (a failed trial) changes nothing.
-      decay: weight of the past, e.g. 0.95.
+      decay: weight of the past (Zoph & Le 2017 have 0.95).
     """
     chex.assert_rank([task_ids, rewards], 1)
 

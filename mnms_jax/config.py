@@ -115,6 +115,9 @@ class TransferConfig(Config):
     reward_model: bool = _option(
         True, "Choose among the policy's samples by a model of the sources' and own rewards."
     )
+    replay: bool = _option(
+        False, "Learn from the sources' trials all along, so that the policy doesn't forget them."
+    )
     guard: bool = _option(True, "Weigh by evidence whether the model may believe the sources.")
     renamed: tuple[str, ...] = _option(
         (), "What the search space called otherwise, as old=new or decision:old=new."
@@ -124,11 +127,9 @@ class TransferConfig(Config):
         """Checks what the flags' types can't.
 
         Raises:
-          UserError: see Config; no --from, or a renamed that isn't old=new.
+          UserError: see Config, or a renamed that isn't old=new.
         """
         super().__post_init__()
-        if not self.from_:
-            raise UserError("--from: name the folder of a search or controller to start from")
         for entry in self.renamed:
             if not all(entry.partition("=")):
                 raise UserError(f"--renamed={entry}: must be old=new")
@@ -142,6 +143,7 @@ class TransferConfig(Config):
             imitation_steps=200 if self.imitation else 0,
             ranked=self.reward_model,
             belief=0.5 if self.guard else 1.0,
+            replay=self.replay,
         )
 
     @property

@@ -105,10 +105,7 @@ def _load_sources(config: Config, bench: Bench) -> SavedController | None:
     sources = load_sources(path, bench.family.space, config.new_names)
     for task in bench.tasks:
         if task.name in sources.task_names:
-            raise UserError(
-                f"--tasks={task.name}: the controller in {path} was trained on it; its sources are "
-                f"{', '.join(sources.task_names)}"
-            )
+            logging.info("%s goes on: the controller was trained on it", task.name)
     return sources
 
 
@@ -133,12 +130,13 @@ def make_search_from(
       sources: what a search by a TransferConfig starts from.
     """
     if sources is not None and isinstance(config, TransferConfig):
+        known = sources.task_names
         return make_transfer_search(
             jax.random.key(config.seed),
             bench.family.space,
             sources.trials,
             params=sources.params,
-            num_targets=len(bench.tasks),
+            targets=[known.index(t.name) if t.name in known else None for t in bench.tasks],
             trials_per_task=config.trials_per_task,
             similarity=similarities(sources, bench.tasks),
             start=config.warm_start,
@@ -169,6 +167,8 @@ def run_experiment(config: Config) -> dict:
     Raises:
       UserError: a mistake in the configuration, missing data, or a workdir of another search.
     """
+    if isinstance(config, TransferConfig) and not config.from_:
+        raise UserError("--from: name the folder of a search or controller to start from")
     with contextlib.ExitStack() as stack:
         bench = make_bench(config)
         sources = _load_sources(config, bench)

@@ -151,6 +151,51 @@ def make_null_learner() -> Learner:
     return Learner(lambda params: (), update)
 
 
+def imitate(
+    key: PRNGKey,
+    policy: Policy,
+    params: Params,
+    sources: ReplayBank,
+    *,
+    num_imitated: int = 10,
+    num_steps: int = 200,
+    learning_rate: float = 5e-3,
+    entropy_weight: float = 0.02,
+    batch_size: int = 64,
+) -> Params:
+    """Trains a policy to propose each source task's best trials.
+
+    Args:
+      key: chooses the batches.
+      policy: whose first T tasks are the sources.
+      params: to start from.
+      sources: trials of T tasks.
+      num_imitated: how many trials of each.
+      num_steps: steps of Adam.
+      learning_rate: of Adam.
+      entropy_weight: of the entropy bonus, which keeps the policy from repeating them only.
+      batch_size: trials in a step.
+    """
+    models, there = replay_lib.best(sources, num_imitated)
+    optimizer = optax.adam(learning_rate)
+    evaluate = jax.vmap(policy.evaluate, in_axes=(None, 0, 0))
+
+    def loss_fn(params: Params, rows: Array) -> Array:
+        output = evaluate(params, models.actions[rows], models.task_ids[rows])
+        imitation = imitation_loss(output.log_probs, there[rows].astype(jnp.float32))
+        return imitation + entropy_weight * entropy_loss(output.entropy)
+
+    def step(carry: tuple[Params, Any], key: PRNGKey) -> tuple[tuple[Params, Any], None]:
+        params, opt_state = carry
+        rows = jax.random.choice(key, len(there), (min(batch_size, len(there)),), replace=False)
+        updates, opt_state = optimizer.update(jax.grad(loss_fn)(params, rows), opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    keys = jax.random.split(key, num_steps)
+    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), keys)
+    return params
+
+
 def _optimizer(learning_rate: float, max_grad_norm: float) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(learning_rate))
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import time
 import zlib
@@ -16,13 +15,13 @@ from absl import logging
 
 from mnms_jax.methods import Method
 from mnms_jax.replay import ReplayBank
-from mnms_jax.run import make_requests
+from mnms_jax.run import check_logged, identity, make_requests
 from mnms_jax.search import Proposal, Search, SearchState
 from mnms_jax.sources import bank_of_records
 from mnms_jax.space import SearchSpace
 from mnms_jax.store import TrialLog, TrialRecord
 from mnms_jax.training.fit import Request, TrialResult
-from mnms_jax.types import PRNGKey, UserError
+from mnms_jax.types import PRNGKey
 
 # Gives children's results as they are done, with the index of each; `Trainer.train` is one.
 Evaluate: TypeAlias = Callable[[Sequence[Request]], Generator[tuple[int, TrialResult]]]
@@ -150,15 +149,15 @@ def _run_round(
         for run, proposal in zip(runs, proposals, strict=True)
     ]
     # Methods that propose the same design at the same trial of a task share its child.
-    waiting: dict[str, list[tuple[_Run, Request]]] = {}
+    waiting: dict[tuple[str, int], list[tuple[_Run, Request]]] = {}
     repeats = []
     for run, requests in zip(runs, asked, strict=True):
         for request in requests:
-            if _is_logged(run, request):
-                continue
-            if run.first[_identity(request.design)] == request.trial:
-                child = json.dumps([request.task_name, request.trial, _identity(request.design)])
-                waiting.setdefault(child, []).append((run, request))
+            design = identity(request.task_name, request.design)
+            if request.trial in run.records:
+                check_logged(run.records[request.trial], request)
+            elif run.first[design] == request.trial:
+                waiting.setdefault((design, request.trial), []).append((run, request))
             else:
                 repeats.append((run, request))
     children = list(waiting.values())
@@ -167,7 +166,7 @@ def _run_round(
             for run, request in children[number]:
                 run.add(request.trial, request.design, result, index)
     for run, request in repeats:  # these cost nothing
-        known = run.records[run.first[_identity(request.design)]]
+        known = run.records[run.first[identity(request.task_name, request.design)]]
         result = TrialResult(known.reward, known.failed, 0.0, 0, "log", known.rungs, known.stopped)
         run.add(request.trial, request.design, result, index)
     for run, proposal, requests in zip(runs, proposals, asked, strict=True):
@@ -184,19 +183,5 @@ def _requests(
     """Yields a search's proposal as children, and notes which trial had a design first."""
     for request in make_requests(setup.space, (run.task_name,), proposal, index):
         if request.trial < setup.num_trials:
-            run.first.setdefault(_identity(request.design), request.trial)
+            run.first.setdefault(identity(request.task_name, request.design), request.trial)
             yield request._replace(task_id=run.task_id)
-
-
-def _identity(design: Mapping[str, Any]) -> str:
-    return json.dumps(dict(design))
-
-
-def _is_logged(run: _Run, request: Request) -> bool:
-    record = run.records.get(request.trial)
-    if record is not None and record.decisions != dict(request.design):
-        raise UserError(
-            f"trial {record.trial} of {record.task} in the log has another design than this search "
-            "gives it; the log was edited, or written by another version"
-        )
-    return record is not None

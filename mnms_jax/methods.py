@@ -51,8 +51,8 @@ def make_methods(names: Sequence[str]) -> tuple[Method, ...]:
     tpe_enqueued: the same, after the first few of the portfolio.
     transfer: `make_transfer_search` with its defaults. The others change one thing each:
       transfer_random and transfer_inferred the new task's embedding, transfer_frozen trains it
-      alone, transfer_unguarded believes the sources, transfer_policy has no model of rewards, and
-      transfer_model no imitation.
+      alone, transfer_unguarded believes the sources, transfer_policy has no model of rewards,
+      transfer_model no imitation, and transfer_replay learns from the sources' trials all along.
 
     Raises:
       UserError: an unknown name, or Optuna is needed and isn't installed.
@@ -107,13 +107,17 @@ def _make_cold(space: SearchSpace, trials_per_round: int) -> Search:
     return make_search(space, policy, learner, num_tasks=1, trials_per_task=trials_per_round)
 
 
-def _make_transfer(
-    start: WarmStart, space: SearchSpace, sources: ReplayBank, trials_per_round: int, key: PRNGKey
-) -> Search:
-    _, search = make_transfer_search(
-        key, space, sources, trials_per_task=trials_per_round, start=start
-    )
-    return search
+def make_transfer_method(name: str, start: WarmStart, **parts: Any) -> Method:
+    """Returns a search of one new task by `make_transfer_search`, with these of its arguments."""
+
+    def make(
+        space: SearchSpace, sources: ReplayBank, trials_per_round: int, key: PRNGKey
+    ) -> Search:
+        return make_transfer_search(
+            key, space, sources, trials_per_task=trials_per_round, start=start, **parts
+        )[1]
+
+    return Method(name, make, uses_sources=True)
 
 
 def _make_portfolio(
@@ -231,7 +235,7 @@ _METHODS = {
             uses_sources=True,
         ),
         *(
-            Method(name, functools.partial(_make_transfer, start), uses_sources=True)
+            make_transfer_method(name, start)
             for name, start in (
                 ("transfer", WarmStart()),
                 ("transfer_random", WarmStart(embedding="random")),
@@ -240,6 +244,7 @@ _METHODS = {
                 ("transfer_unguarded", WarmStart(belief=1.0)),
                 ("transfer_policy", WarmStart(ranked=False)),
                 ("transfer_model", WarmStart(imitation_steps=0)),
+                ("transfer_replay", WarmStart(replay=True)),
             )
         ),
     )

@@ -169,7 +169,7 @@ def _prefetch(setup: RoundSetup, state: SearchState, round_index: int, known: _K
             request
             for request in requests[jax.process_index() :: jax.process_count()]
             if request.trial < setup.budget.num_trials
-            and _identity(request.task_name, request.design) not in known
+            and identity(request.task_name, request.design) not in known
         ]
     )
 
@@ -195,11 +195,8 @@ def _train_round(
     records: list[TrialRecord | None] = []
     for request in requests:
         record = logged.get((request.task_name, request.trial))
-        if record is not None and record.decisions != dict(request.design):
-            raise UserError(
-                f"trial {record.trial} of {record.task} in the log has another design than this "
-                "search gives it; the log was edited, or written by another version"
-            )
+        if record is not None:
+            check_logged(record, request)
         records.append(record)
     num_logged = sum(record is not None for record in records)
     if None in records[:num_logged]:
@@ -229,16 +226,16 @@ def _train_new(
     """
     fresh: dict[str, Request] = {}
     for request in requests:
-        if _identity(request.task_name, request.design) not in known:
-            fresh.setdefault(_identity(request.task_name, request.design), request)
+        if identity(request.task_name, request.design) not in known:
+            fresh.setdefault(identity(request.task_name, request.design), request)
     identities = list(fresh)
     with contextlib.closing(_train_shared(trainer, list(fresh.values()))) as outcomes:
         for request in requests:
-            identity = _identity(request.task_name, request.design)
-            while identity not in known:
+            own = identity(request.task_name, request.design)
+            while own not in known:
                 index, result = next(outcomes)
                 known[identities[index]] = (fresh[identities[index]].trial, result)
-            trial, result = known[identity]
+            trial, result = known[own]
             if trial != request.trial:  # a repeat costs nothing
                 result = result._replace(seconds=0.0, samples=0, bucket="log")
             design = dict(request.design)
@@ -265,12 +262,26 @@ def _known_results(log: TrialLog) -> _Known:
     known: _Known = {}
     for record in log.records:
         result = TrialResult(*(getattr(record, name) for name in TrialResult._fields))
-        known.setdefault(_identity(record.task, record.decisions), (record.trial, result))
+        known.setdefault(identity(record.task, record.decisions), (record.trial, result))
     return known
 
 
-def _identity(task_name: str, design: Mapping[str, Choice]) -> str:
+def identity(task_name: str, design: Mapping[str, Choice]) -> str:
+    """Returns what is the same for two trials of the same design on the same task."""
     return json.dumps([task_name, dict(design)])
+
+
+def check_logged(record: TrialRecord, request: Request) -> None:
+    """Checks that a trial in the log is the one that the search makes again.
+
+    Raises:
+      UserError: it has another design.
+    """
+    if record.decisions != dict(request.design):
+        raise UserError(
+            f"trial {record.trial} of {record.task} in the log has another design than this "
+            "search gives it; the log was edited, or written by another version"
+        )
 
 
 def _progress(

@@ -60,11 +60,11 @@ def make_search(
     *,
     num_tasks: int,
     trials_per_task: int = 8,
-    baseline_decay: float = 0.95,
     replay_capacity: int = 256,
     ranker: Ranker | None = None,
     num_candidates: int = 128,
     num_uniform: int = 64,
+    num_replayed: int = 0,
 ) -> Search:
     """Returns a search as three jit-compiled pure functions.
 
@@ -74,7 +74,6 @@ def make_search(
       learner: improves the policy.
       num_tasks: number of tasks T.
       trials_per_task: children that a round trains on every task, so that B is T times this.
-      baseline_decay: of the moving average of each task's rewards (Zoph & Le 2017).
       replay_capacity: trials kept of every task; at least a round's.
       ranker: chooses a round's trials from more samples of the policy, and none that the replay
         bank holds as long as there are others; without one, all samples are trials.
@@ -82,6 +81,8 @@ def make_search(
         `trials_per_task`.
       num_uniform: designs drawn at random to choose from as well, lest what the policy has come to
         avoid stay out of reach.
+      num_replayed: tasks after these that have a row in the replay bank too, which is learned from
+        and never grows.
     """
     capacity = max(replay_capacity, trials_per_task)
     task_ids = jnp.tile(jnp.arange(num_tasks, dtype=jnp.int32), trials_per_task)
@@ -94,8 +95,8 @@ def make_search(
         return SearchState(
             params,
             learner.init(params),
-            init_baseline(num_tasks),
-            replay_lib.init_replay(num_tasks, capacity, space.num_decisions),
+            init_baseline(num_tasks + num_replayed),
+            replay_lib.init_replay(num_tasks + num_replayed, capacity, space.num_decisions),
             jnp.int32(0),
             key,
         )
@@ -106,16 +107,15 @@ def make_search(
             output = sample(state.params, jax.random.split(key, task_ids.size), task_ids)
         else:
             candidates = _candidates(space, policy, state.params, key, num_tasks, numbers)
-            scores = _rank(ranker, state, candidates.actions).scores
-            output = _choose(candidates, scores, state.replay, trials_per_task)
+            trials = _trials(state.replay, num_tasks)
+            scores = _rank(ranker, state.knowledge, trials, candidates.actions).scores
+            output = _choose(candidates, scores, trials, trials_per_task)
         return Proposal(task_ids, output.actions, output.log_probs)
 
     def tell(state: SearchState, proposal: Proposal, rewards: Array) -> tuple[SearchState, Metrics]:
         chex.assert_rank([proposal.actions, rewards], [2, 1])
         batch = Batch(*proposal, rewards=jnp.asarray(rewards, jnp.float32))
-        baseline = update_baseline(
-            state.baseline, batch.task_ids, batch.rewards, decay=baseline_decay
-        )
+        baseline = update_baseline(state.baseline, batch.task_ids, batch.rewards)
         replay = replay_lib.add(state.replay, batch)
         params, opt_state, metrics = learner.update(
             _round_key(state, _TELL), state.params, state.opt_state, baseline, replay, batch
@@ -128,7 +128,8 @@ def make_search(
             step=state.step + 1,
         )
         if ranker is not None:
-            beliefs = _rank(ranker, state, replay.actions[:, :1]).belief
+            trials = _trials(replay, num_tasks)
+            beliefs = _rank(ranker, state.knowledge, trials, trials.actions[:, :1]).belief
             metrics = {**metrics, **{f"belief/{t}": beliefs[t] for t in range(num_tasks)}}
         return state, metrics
 
@@ -139,14 +140,15 @@ def _round_key(state: SearchState, use: int) -> PRNGKey:
     return jax.random.fold_in(jax.random.fold_in(state.key, state.step), use)
 
 
-def _trials(replay: ReplayBank) -> Trials:
-    return Trials(replay.actions, replay.rewards, replay.valid)
+def _trials(replay: ReplayBank, num_tasks: int) -> Trials:
+    """Returns the trials of a bank's first tasks, with a leading axis of tasks."""
+    trials = Trials(replay.actions, replay.rewards, replay.valid)
+    return jax.tree.map(lambda x: x[:num_tasks], trials)
 
 
-def _rank(ranker: Ranker, state: SearchState, designs: Array) -> Ranking:
-    """Ranks designs [T, M, D] for each task by what the state knows."""
-    trials = _trials(state.replay)
-    return jax.vmap(ranker, in_axes=(None, 0, 0))(state.knowledge, trials, designs)
+def _rank(ranker: Ranker, knowledge: Any, trials: Trials, designs: Array) -> Ranking:
+    """Ranks designs [T, M, D] for each task."""
+    return jax.vmap(ranker, in_axes=(None, 0, 0))(knowledge, trials, designs)
 
 
 def _candidates(
@@ -173,15 +175,13 @@ def _candidates(
     )
 
 
-def _choose(
-    candidates: PolicyOutput, scores: Array, replay: ReplayBank, number: int
-) -> PolicyOutput:
+def _choose(candidates: PolicyOutput, scores: Array, trials: Trials, number: int) -> PolicyOutput:
     """Returns each task's best candidates, each design once, and new ones first.
 
     Args:
       candidates: with leading axes [T, M].
       scores: [T, M].
-      replay: what was tried.
+      trials: what was tried, with a leading axis of tasks.
       number: to choose for each task.
 
     Returns:
@@ -197,5 +197,5 @@ def _choose(
         _, best = jax.lax.top_k(jnp.where(known, -jnp.inf, scores), number)
         return jax.tree.map(lambda x: x[best], candidates)
 
-    chosen = jax.vmap(choose)(candidates, scores, _trials(replay))
+    chosen = jax.vmap(choose)(candidates, scores, trials)
     return jax.tree.map(lambda x: jnp.concatenate(jnp.swapaxes(x, 0, 1)), chosen)

@@ -79,23 +79,19 @@ def to_save(
 
     Args:
       space: the search space.
-      tasks: of the search.
-      params: of the policy for the sources and these tasks.
+      tasks: of the search. One that is a source too went on: its trials are added to those before.
+      params: of the policy for the sources and the new tasks.
       records: the search's log. Repeats and trials that were stopped early aren't kept.
       sources: what the search started from.
     """
     finished = [r for r in records if r.bucket != "log" and not r.stopped]
     own = bank_of_records(space, [task.name for task in tasks], finished)
-    names, traits = tuple(task.name for task in tasks), tuple(map(task_traits, tasks))
-    if sources is None:
-        return SavedController(names, space, params, own, traits)
-    return SavedController(
-        (*sources.task_names, *names),
-        space,
-        params,
-        _join(sources.trials, own),
-        (*sources.traits, *traits),
-    )
+    known = {} if sources is None else dict(zip(sources.task_names, sources.traits, strict=True))
+    traits = {**known, **{task.name: task_traits(task) for task in tasks}}
+    names = tuple(traits)
+    if sources is not None:
+        own = _join(sources.trials, own, [names.index(task.name) for task in tasks])
+    return SavedController(names, space, params, own, tuple(traits.values()))
 
 
 def bank_of_records(
@@ -112,13 +108,20 @@ def digest(sources: SavedController) -> str:
     return f"{zlib.crc32(content):08x}"
 
 
-def _join(first: ReplayBank, second: ReplayBank) -> ReplayBank:
-    """Returns the tasks of two banks, whose capacities may differ, as one bank."""
-    capacity = max(first.rewards.shape[1], second.rewards.shape[1])
+def _join(first: ReplayBank, second: ReplayBank, rows: Sequence[int]) -> ReplayBank:
+    """Returns a bank of both: the second's task i has its trials at the end of row `rows[i]`."""
+    sizes = np.zeros(max(len(first.size), max(rows) + 1), np.int32)
+    sizes[: len(first.size)] = first.size
+    starts = sizes[list(rows)]
+    sizes[list(rows)] += np.asarray(second.size)
+    capacity = max(first.rewards.shape[1], sizes.max())
 
-    def pad(rows: Array) -> Array:
-        if rows.ndim == 1:
-            return rows
-        return jnp.pad(rows, ((0, 0), (0, capacity - rows.shape[1]), *[(0, 0)] * (rows.ndim - 2)))
+    def join(a: Array, b: Array) -> Array:
+        joined = np.zeros((len(sizes), capacity, *a.shape[2:]), a.dtype)
+        joined[: a.shape[0], : a.shape[1]] = a
+        for row, start, added, size in zip(rows, starts, b, second.size.tolist(), strict=True):
+            joined[row, start : start + size] = added[:size]
+        return jnp.asarray(joined)
 
-    return jax.tree.map(lambda a, b: jnp.concatenate([pad(a), pad(b)]), first, second)
+    actions, log_probs, rewards = map(join, first[:3], second[:3])
+    return ReplayBank(actions, log_probs, rewards, jnp.asarray(sizes))

@@ -6,6 +6,7 @@ the sources' logged trials are used too: imitated, and learnt from by a model of
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,13 +14,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from mnms_jax import replay as replay_lib
-from mnms_jax.advantage import init_baseline, rank_advantage
+from mnms_jax.advantage import Advantage, init_baseline, rank_advantage, update_baseline
 from mnms_jax.controller import make_policy
-from mnms_jax.learner import Learner, Metrics, make_ppo_learner
-from mnms_jax.losses import entropy_loss, imitation_loss
+from mnms_jax.learner import Learner, Metrics, imitate, make_ppo_learner
 from mnms_jax.replay import ReplayBank
 from mnms_jax.reward_model import RewardModel, fit_reward_model, make_ranker
 from mnms_jax.search import Proposal, Search, SearchState, make_search
@@ -29,6 +28,8 @@ from mnms_jax.types import Array, Choice, Params, Policy, PRNGKey, TaskTraits, U
 EMBEDDINGS = ("mean", "random", "similar", "inferred")
 TRAINED = ("all", "embedding")
 
+_REPLAY_CAPACITY = 256  # trials of a task, unless a source has more that are learned from
+
 
 class WarmStart(NamedTuple):
     """How a search on new tasks starts from source tasks.
@@ -37,11 +38,13 @@ class WarmStart(NamedTuple):
       embedding: of a new task. "mean": of the sources' embeddings. "random": fresh, as published.
         "similar": a mixture of the sources' by their similarity to the new task. "inferred": a
         mixture that follows the new task's rewards, on top of which the learner moves it.
-      trained: what the new tasks' rewards change: "all" weights, or the task's "embedding" alone.
+      trained: what the targets' rewards change: "all" weights, or the tasks' "embedding" alone.
       imitation_steps: of pre-training on the sources' best trials; 0: none.
       ranked: whether a model of the sources' rewards chooses among the policy's samples.
       belief: prior probability that this model tells something of a new task; 1: no guard against
         negative transfer.
+      replay: whether the sources' trials are learned from all along, so that the policy does not
+        forget them.
     """
 
     embedding: str = "mean"
@@ -49,6 +52,7 @@ class WarmStart(NamedTuple):
     imitation_steps: int = 200
     ranked: bool = True
     belief: float = 0.5
+    replay: bool = False
 
 
 def make_bank(
@@ -70,123 +74,146 @@ def make_bank(
     return ReplayBank(jnp.asarray(actions), log_probs, jnp.asarray(rewards), jnp.asarray(sizes))
 
 
+def make_transfer_learner(policy: Policy, advantage: Advantage = rank_advantage) -> Learner:
+    """Returns PPO in smaller steps than from scratch: what the policy knows is worth keeping."""
+    return make_ppo_learner(
+        policy,
+        advantage=advantage,
+        learning_rate=3e-3,
+        imitation_weight=0.1,
+        num_updates=4,
+        batch_size=32,
+    )
+
+
 def make_transfer_search(
     key: PRNGKey,
     space: SearchSpace,
     sources: ReplayBank,
     *,
     params: Params | None = None,
-    num_targets: int = 1,
+    targets: Sequence[int | None] = (None,),
     trials_per_task: int = 2,
     similarity: Array | None = None,
     start: WarmStart = WarmStart(),  # noqa: B008, as a NamedTuple it can't change
-    learning_rate: float = 3e-3,
-    entropy_weight: float = 0.01,
-    imitation_weight: float = 0.1,
-    num_updates: int = 4,
-    batch_size: int = 32,
+    make_policy: Callable[[SearchSpace, int], Policy] = make_policy,
+    make_learner: Callable[[Policy], Learner] = make_transfer_learner,
 ) -> tuple[Policy, Search]:
-    """Returns the policy over the new tasks, and the search on them that starts from the sources.
+    """Returns the policy over the targets, and the search on them that starts from the sources.
+
+    The parameters of its states have the sources' task embeddings first, then the new tasks'.
 
     Args:
       key: of all that is random in what is made from the sources.
-      space: the search space, of sources and new tasks.
+      space: the search space, of sources and targets.
       sources: trials of T tasks.
       params: of the policy that `make_policy` gives for the sources, trained; by default fresh
         ones, which know nothing but what they imitate.
-      num_targets: number of new tasks G.
+      targets: the G tasks to search on. None is a new one; a number is the source of that number,
+        whose search goes on: with its embedding, its trials, and a model of the others' rewards.
       trials_per_task: trials of a round on each.
       similarity: [G, T], log-weights of the sources in the mixture "similar".
       start: how the search starts.
-      learning_rate: see `make_ppo_learner`, as the rest.
-      entropy_weight: see there.
-      imitation_weight: see there.
-      num_updates: see there.
-      batch_size: see there.
+      make_policy: makes the policy for a number of tasks.
+      make_learner: makes what trains it.
 
     Raises:
-      UserError: an unknown option, or the embedding "similar" without similarities.
+      UserError: an unknown option or target, or the embedding "similar" without similarities.
     """
-    _check(start, similarity)
     num_sources = sources.rewards.shape[0]
-    built = _build(
-        space,
-        num_sources,
-        num_targets,
-        trials_per_task,
-        start,
-        learning_rate,
-        entropy_weight,
-        imitation_weight,
-        num_updates,
-        batch_size,
-    )
+    _check(start, similarity, targets, num_sources)
+    rows = _policy_rows(targets, num_sources)
+    is_new = np.array([target is None for target in targets])
+    replayed: list[int] = []
+    if start.replay:
+        replayed = [t for t in np.flatnonzero(np.asarray(sources.size)).tolist() if t not in rows]
+    goes_on = bool(replayed) or not is_new.all()
+    most = sources.rewards.shape[1] if goes_on else 0
+    capacity = max(_REPLAY_CAPACITY, trials_per_task, most)
+    layout = _Layout(num_sources, rows, tuple(replayed), trials_per_task, capacity)
+    built = _build(space, layout, start, make_policy, make_learner)
     init_key, model_key, imitation_key = jax.random.split(key, 3)
-    fresh = built.policy.init(init_key)
+    warm = built.policy.init(init_key)
     if params is not None:
-        rows = fresh["task_embedding"].at[:num_sources].set(params["task_embedding"])
-        fresh = {**params, "task_embedding": rows}
+        table = warm["task_embedding"].at[:num_sources].set(params["task_embedding"])
+        warm = {**params, "task_embedding": table}
     if start.imitation_steps:
-        fresh = built.imitate(imitation_key, fresh, sources)
-    known, new = jnp.split(fresh["task_embedding"], [num_sources])
+        warm = built.imitate(imitation_key, warm, sources)
     if start.embedding != "random":
-        weights = jnp.zeros((num_targets, num_sources))
+        weights = jnp.zeros((is_new.sum(), num_sources))
         if start.embedding == "similar" and similarity is not None:
-            weights = similarity
-        new = jax.nn.softmax(weights) @ known
-    warm = {**fresh, "task_embedding": jnp.concatenate([known, new])}
-    model = built.fit(model_key, sources) if start.ranked else None
+            weights = similarity[is_new]
+        table = warm["task_embedding"]
+        new = jax.nn.softmax(weights) @ table[:num_sources]
+        warm = {**warm, "task_embedding": table.at[num_sources:].set(new)}
+    others = jax.tree.map(lambda x: jnp.delete(x, np.array(rows)[~is_new], axis=0), sources)
+    model = built.fit(model_key, others) if start.ranked and others.size.any() else None
 
     def init(key: PRNGKey) -> SearchState:
-        state = built.search.init(key)
-        return state._replace(params=warm, knowledge=model)
+        state = built.search.init(key)._replace(params=warm, knowledge=model)
+        return built.recall(state, sources) if goes_on else state
 
     return built.targets, built.search._replace(init=init)
+
+
+class _Layout(NamedTuple):
+    """Which tasks a search has, as rows of its policy; T and more are new tasks."""
+
+    num_sources: int  # T
+    targets: tuple[int, ...]
+    replayed: tuple[int, ...]
+    trials_per_task: int
+    capacity: int  # of the replay bank
+
+    @property
+    def num_new(self) -> int:
+        return sum(row >= self.num_sources for row in self.targets)
+
+    @property
+    def learned(self) -> tuple[int, ...]:
+        """Rows of the replay bank: the targets come first."""
+        return self.targets + self.replayed
 
 
 class _Built(NamedTuple):
     """What searches with the same options share, compiled once."""
 
     policy: Policy  # over sources and new tasks
-    targets: Policy  # over the new tasks
+    targets: Policy  # over the tasks that are learned from, the targets first
     search: Search  # that starts from nothing
     imitate: Callable[[PRNGKey, Params, ReplayBank], Params]
     fit: Callable[[PRNGKey, ReplayBank], RewardModel]
+    recall: Callable[[SearchState, ReplayBank], SearchState]
+
+
+def _policy_rows(targets: Sequence[int | None], num_sources: int) -> tuple[int, ...]:
+    new = itertools.count(num_sources)
+    return tuple(next(new) if target is None else target for target in targets)
 
 
 @functools.lru_cache(maxsize=16)
 def _build(
     space: SearchSpace,
-    num_sources: int,
-    num_targets: int,
-    trials_per_task: int,
+    layout: _Layout,
     start: WarmStart,
-    learning_rate: float,
-    entropy_weight: float,
-    imitation_weight: float,
-    num_updates: int,
-    batch_size: int,
+    make_policy: Callable[[SearchSpace, int], Policy],
+    make_learner: Callable[[Policy], Learner],
 ) -> _Built:
-    policy = make_policy(space, num_sources + num_targets)
-    targets = _for_tasks(policy, num_sources)
-    learner = make_ppo_learner(
-        targets,
-        learning_rate=learning_rate,
-        entropy_weight=entropy_weight,
-        imitation_weight=imitation_weight,
-        num_updates=num_updates,
-        batch_size=batch_size,
-    )
+    policy = make_policy(space, layout.num_sources + layout.num_new)
+    targets = _for_tasks(policy, layout.learned)
+    learner = make_learner(targets)
     search = make_search(
         space,
         targets,
         _embedding_only(learner) if start.trained == "embedding" else learner,
-        num_tasks=num_targets,
-        trials_per_task=trials_per_task,
+        num_tasks=len(layout.targets),
+        trials_per_task=layout.trials_per_task,
+        replay_capacity=layout.capacity,
         ranker=make_ranker(space, belief=start.belief) if start.ranked else None,
+        num_replayed=len(layout.replayed),
     )
     if start.embedding == "inferred":
-        search = _infer_embeddings(search, policy, num_sources)
+        search = _infer_embeddings(search, policy, layout)
 
     @jax.jit
     def imitate_sources(key: PRNGKey, params: Params, sources: ReplayBank) -> Params:
@@ -196,7 +223,30 @@ def _build(
     def fit(key: PRNGKey, sources: ReplayBank) -> RewardModel:
         return fit_reward_model(key, space, sources)
 
-    return _Built(policy, targets, search, imitate_sources, fit)
+    @jax.jit
+    def recall(state: SearchState, sources: ReplayBank) -> SearchState:
+        return _recall(state, sources, targets, layout)
+
+    return _Built(policy, targets, search, imitate_sources, fit, recall)
+
+
+def _recall(
+    state: SearchState, sources: ReplayBank, policy: Policy, layout: _Layout
+) -> SearchState:
+    """Puts the trials of the sources that are learned from into a state's replay bank.
+
+    They count as the policy's own at the start, as those that proposed them aren't known.
+    """
+    num_rows = layout.num_sources + layout.num_new
+    empty = replay_lib.init_replay(num_rows, layout.capacity, sources.actions.shape[-1])
+    whole = jax.tree.map(lambda x, y: x.at[tuple(map(slice, y.shape))].set(y), empty, sources)
+    bank = jax.tree.map(lambda x: x[np.array(layout.learned)], whole)
+    ids = jnp.arange(len(layout.learned))
+    over_trials = jax.vmap(policy.evaluate, in_axes=(None, 0, None))
+    output = jax.vmap(over_trials, in_axes=(None, 0, 0))(state.params, bank.actions, ids)
+    rewards = jnp.where(bank.valid, bank.rewards, jnp.nan).reshape(-1)
+    baseline = update_baseline(state.baseline, jnp.repeat(ids, layout.capacity), rewards)
+    return state._replace(replay=bank._replace(log_probs=output.log_probs), baseline=baseline)
 
 
 def task_similarity(a: TaskTraits, b: TaskTraits) -> float:
@@ -214,51 +264,6 @@ def task_similarity(a: TaskTraits, b: TaskTraits) -> float:
     distance += (5 * (a.majority_share - b.majority_share)) ** 2
     shared = len({*a.words} & {*b.words}) / max(min(len(a.words), len(b.words)), 1)
     return -float(distance + (2 * (1 - shared)) ** 2)
-
-
-def imitate(
-    key: PRNGKey,
-    policy: Policy,
-    params: Params,
-    sources: ReplayBank,
-    *,
-    num_imitated: int = 10,
-    num_steps: int = 200,
-    learning_rate: float = 5e-3,
-    entropy_weight: float = 0.02,
-    batch_size: int = 64,
-) -> Params:
-    """Trains a policy to propose each source task's best trials.
-
-    Args:
-      key: chooses the batches.
-      policy: whose first T tasks are the sources.
-      params: to start from.
-      sources: trials of T tasks.
-      num_imitated: how many trials of each.
-      num_steps: steps of Adam.
-      learning_rate: of Adam.
-      entropy_weight: of the entropy bonus, which keeps the policy from repeating them only.
-      batch_size: trials in a step.
-    """
-    models, there = replay_lib.best(sources, num_imitated)
-    optimizer = optax.adam(learning_rate)
-    evaluate = jax.vmap(policy.evaluate, in_axes=(None, 0, 0))
-
-    def loss_fn(params: Params, rows: Array) -> Array:
-        output = evaluate(params, models.actions[rows], models.task_ids[rows])
-        imitation = imitation_loss(output.log_probs, there[rows].astype(jnp.float32))
-        return imitation + entropy_weight * entropy_loss(output.entropy)
-
-    def step(carry: tuple[Params, Any], key: PRNGKey) -> tuple[tuple[Params, Any], None]:
-        params, opt_state = carry
-        rows = jax.random.choice(key, len(there), (min(batch_size, len(there)),), replace=False)
-        updates, opt_state = optimizer.update(jax.grad(loss_fn)(params, rows), opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), None
-
-    keys = jax.random.split(key, num_steps)
-    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), keys)
-    return params
 
 
 def infer_mixture(
@@ -284,34 +289,40 @@ def infer_mixture(
     return jax.nn.softmax(jax.nn.softmax(log_probs, axis=0) @ advantages)
 
 
-def _infer_embeddings(search: Search, policy: Policy, num_sources: int) -> Search:
+def _infer_embeddings(search: Search, policy: Policy, layout: _Layout) -> Search:
     """Moves the new tasks' embeddings along with the mixtures that their trials speak for."""
+    new = np.array([i for i, row in enumerate(layout.targets) if row >= layout.num_sources])
 
     def mixtures(params: Params, replay: ReplayBank) -> Array:
-        replay = replay_lib.fill_failures(replay)
-        ids = jnp.broadcast_to(jnp.arange(len(replay.size))[:, None], replay.rewards.shape)
+        replay = jax.tree.map(lambda x: x[new], replay_lib.fill_failures(replay))
+        ids = jnp.broadcast_to(jnp.arange(len(new))[:, None], replay.rewards.shape)
         rank = jax.vmap(rank_advantage, in_axes=(None, None, 0, 0))
-        ranks = rank(init_baseline(len(replay.size)), replay, ids, replay.rewards)
+        ranks = rank(init_baseline(len(new)), replay, ids, replay.rewards)
         advantages = jnp.where(replay.valid, ranks, 0.0)
         infer = jax.vmap(infer_mixture, in_axes=(None, None, None, 0, 0))
-        return infer(policy, params, num_sources, replay.actions, advantages)
+        return infer(policy, params, layout.num_sources, replay.actions, advantages)
 
     def tell(state: SearchState, proposal: Proposal, rewards: Array) -> tuple[SearchState, Metrics]:
         after, metrics = search.tell(state, proposal, rewards)
-        known = after.params["task_embedding"][:num_sources]
+        known = after.params["task_embedding"][: layout.num_sources]
         moved = mixtures(after.params, after.replay) - mixtures(after.params, state.replay)
-        table = after.params["task_embedding"].at[num_sources:].add(moved @ known)
+        table = after.params["task_embedding"].at[layout.num_sources :].add(moved @ known)
         return after._replace(params={**after.params, "task_embedding": table}), metrics
 
-    return search._replace(tell=jax.jit(tell))
+    return search._replace(tell=jax.jit(tell)) if len(new) else search
 
 
-def _for_tasks(policy: Policy, first: int) -> Policy:
-    """Returns the policy whose task 0 is the task `first` of another."""
+def _for_tasks(policy: Policy, rows: tuple[int, ...]) -> Policy:
+    """Returns the policy whose task i is the task `rows[i]` of another."""
+    task_ids = np.array(rows, np.int32)
+
+    def row(task_id: Array) -> Array:
+        return jnp.asarray(task_ids)[task_id]
+
     return Policy(
         policy.init,
-        lambda params, key, task_id: policy.sample(params, key, first + task_id),
-        lambda params, actions, task_id: policy.evaluate(params, actions, first + task_id),
+        lambda params, key, task_id: policy.sample(params, key, row(task_id)),
+        lambda params, actions, task_id: policy.evaluate(params, actions, row(task_id)),
     )
 
 
@@ -325,7 +336,12 @@ def _embedding_only(learner: Learner) -> Learner:
     return Learner(learner.init, update)
 
 
-def _check(start: WarmStart, similarity: Array | None) -> None:
+def _check(
+    start: WarmStart, similarity: Array | None, targets: Sequence[int | None], num_sources: int
+) -> None:
+    known = [target for target in targets if target is not None]
+    if len(set(known)) < len(known) or not set(known) <= set(range(num_sources)):
+        raise UserError(f"targets {targets}: sources from 0 to {num_sources - 1}, each once")
     for field, allowed in (("embedding", EMBEDDINGS), ("trained", TRAINED)):
         if getattr(start, field) not in allowed:
             raise UserError(f"{field} {getattr(start, field)!r}: must be one of {allowed}")

@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy import make_task
+from toy import SPACE, make_task
 
-from benchmarks import naive, summary
+from benchmarks import naive, summary, transfer
 from benchmarks.children import (
     BATCH_SIZE,
     Result,
@@ -18,10 +18,12 @@ from benchmarks.children import (
 )
 from benchmarks.workers import Reply
 from mnms_jax.children.text import PRESETS, make_text_family, make_text_model
+from mnms_jax.controller import make_policy
 from mnms_jax.tasks.embeddings import WordVectors
 from mnms_jax.tasks.inputs import TextInputs
 from mnms_jax.tasks.text import normalize
 from mnms_jax.training.fit import Request, Trainer
+from mnms_jax.transfer import make_bank
 
 DESIGN = {
     "embedding": "random32",
@@ -288,3 +290,42 @@ def test_a_pytorch_child_is_the_same_function_as_ours(bench, changes):
             parameter.copy_(torch.from_numpy(value.copy()))
         logits = child(arrays.train)
     np.testing.assert_allclose(logits.numpy(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_parts_are_left_out_of_the_policy(key):
+    actions = jnp.array([2, 1, 0])
+
+    def evaluate(make, change):
+        policy = make(SPACE, 2)
+        params = policy.init(key)
+        outputs = [
+            policy.evaluate({**params, **changed}, actions, jnp.int32(task_id))
+            for changed, task_id in (({}, 0), ({}, 1), (change(params), 0))
+        ]
+        return [np.asarray(output.log_probs) for output in outputs]
+
+    def shift_skip(params):
+        return {"head_kernel": params["head_kernel"].at[:, 64:].add(jnp.array([[1.0, 0, 0]]))}
+
+    for make, blind, skips in (
+        (make_policy, False, True),
+        (transfer.blind, True, True),
+        (transfer.without_skip, False, False),
+    ):
+        first, second, shifted = evaluate(make, shift_skip)
+        assert np.array_equal(first, second) == blind
+        assert np.array_equal(first, shifted) != skips
+
+
+def test_useless_sources_have_their_rewards_elsewhere(key):
+    bank = make_bank(SPACE, [[({"a": 1}, float(n)) for n in range(20)]] * 2)
+    made = transfer.useless(lambda space, sources, number, key: sources)(SPACE, bank, 2, key)
+    np.testing.assert_array_equal(made.actions, bank.actions)
+    for row in made.rewards:
+        assert sorted(row.tolist()) == list(range(20)) != row.tolist()
+
+
+def test_every_method_of_the_transfer_benchmark_is_there():
+    names = transfer._METHODS.default
+    assert [transfer.make_method(name).name for name in names] == names
+    assert transfer._POLICIES.keys() <= set(names)

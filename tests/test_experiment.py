@@ -10,7 +10,6 @@ import sys
 import time
 
 import pytest
-from tfds_data import write_imdb, write_sst2
 
 import mnms_jax
 from mnms_jax.experiment import make_bench, run_experiment

@@ -98,3 +98,21 @@ def test_similarities_to_every_source(saved):
     found = similarities(saved, [NEW, TWO])
     assert found.shape == (2, 2)
     assert found[1, 1] == 0 and found[1, 0] < 0 and np.isfinite(found).all()
+
+
+def test_a_task_that_went_on_has_one_row_with_all_its_trials(saved, key):
+    params = make_policy(SPACE, 3).init(key)
+    records = [
+        record("new", 0, {"a": 1}, 0.1),
+        record("one", 0, {"a": 3, "b": True}, 0.7),
+        record("two", 0, {"a": 1}, 0.2),
+        record("two", 1, {"a": 2, "b": False, "c": "z"}, 0.3),
+        record("two", 2, {"a": 2, "b": True}, 0.4),
+    ]
+    after = to_save(SPACE, (NEW, TWO, ONE), params, records, saved)
+    assert after.task_names == ("one", "two", "new")
+    assert [traits.num_classes for traits in after.traits] == [2, 3, 2]
+    assert after.trials.size.tolist() == [3, 4, 1]
+    np.testing.assert_allclose(after.trials.rewards[0, :3], [0.5, 0.6, 0.7], rtol=1e-6)
+    np.testing.assert_allclose(after.trials.rewards[1], [np.nan, 0.2, 0.3, 0.4], rtol=1e-6)
+    assert after.trials.actions[1, 3].tolist() == SPACE.encode({"a": 2, "b": True}).tolist()

@@ -5,11 +5,11 @@ import pytest
 from toy import SPACE
 
 from mnms_jax.controller import choice_frequencies, make_policy
+from mnms_jax.learner import imitate
 from mnms_jax.replay import best
 from mnms_jax.space import Decision, SearchSpace
 from mnms_jax.transfer import (
     WarmStart,
-    imitate,
     infer_mixture,
     make_bank,
     make_transfer_search,
@@ -150,6 +150,61 @@ def test_a_warm_start_repeats_itself(key):
     assert found[0][2] == found[1][2]
 
 
+def test_a_source_goes_on_with_its_embedding_and_its_trials(key):
+    sources = make_sources(num_tasks=2, number=30)
+    start = WarmStart(imitation_steps=0)
+    known = make_policy(WIDE, 2).init(key)
+    policy, search = make_transfer_search(
+        key, WIDE, sources, params=known, targets=(None, 1), start=start
+    )
+    state = search.init(key)
+    rows = state.params["task_embedding"]
+    assert rows.shape[0] == 3  # the sources' and one more
+    assert state.replay.size.tolist() == [0, 30]
+    np.testing.assert_array_equal(state.replay.actions[1, :30], sources.actions[1])
+    np.testing.assert_array_equal(state.replay.rewards[1, :30], sources.rewards[1])
+    assert state.baseline.seen.tolist() == [0, 30]
+    asked = policy.evaluate(state.params, sources.actions[1, 0], jnp.int32(1))
+    own = make_policy(WIDE, 2).evaluate(known, sources.actions[1, 0], jnp.int32(1))
+    np.testing.assert_allclose(asked.log_probs, own.log_probs, rtol=1e-5)
+    np.testing.assert_allclose(state.replay.log_probs[1, 0], own.log_probs, rtol=1e-5)
+    state, _, tried, metrics = run(search, 2, key)
+    assert state.replay.size.tolist() == [4, 34] and {"belief/0", "belief/1"} <= set(metrics)
+    again = {tuple(row) for row in np.asarray(sources.actions[1]).tolist()}
+    assert not again & set(tried[1::2])  # nothing that it tried before
+
+
+def test_a_task_that_goes_on_alone_has_no_model_of_others(key):
+    sources = make_sources(num_tasks=1, number=20)
+    _, search = make_transfer_search(key, WIDE, sources, targets=(0,))
+    state, _, _, metrics = run(search, 2, key)
+    assert state.knowledge is None and float(metrics["belief/0"]) == 0
+    assert state.params["task_embedding"].shape[0] == 1
+
+
+def test_with_replay_the_sources_are_not_forgotten(key):
+    """The target's best designs are the source's worst."""
+    sources = make_sources(num_tasks=1, number=60)
+
+    def reward_on_source(replay):
+        start = WarmStart(imitation_steps=300, ranked=False, replay=replay)
+        _, search = make_transfer_search(key, WIDE, sources, start=start, trials_per_task=8)
+        state, tell, ask = search.init(key), search.tell, search.ask
+        policy, found = make_policy(WIDE, 2), []
+        for round_index in range(41):
+            if round_index in (0, 40):
+                probability = choice_frequencies(policy, WIDE, state.params, key, 0)
+                found.append(float(np.sum(probability * VALUES)) / 4)
+            proposal = ask(state)
+            rewards = [1 - reward(WIDE.decode(row)) for row in np.asarray(proposal.actions)]
+            state, _ = tell(state, proposal, jnp.asarray(rewards, jnp.float32))
+        return found
+
+    (first, kept), (start, forgotten) = reward_on_source(True), reward_on_source(False)
+    assert first == start > VALUES.mean() + 0.1
+    assert kept > first - 0.05 > forgotten
+
+
 def test_similar_tasks_are_alike():
     one = TaskTraits(8000, 2, 20.0, 0.5, ("good", "bad", "film"))
     assert task_similarity(one, one) == 0
@@ -173,3 +228,9 @@ def test_similar_tasks_are_alike():
 def test_wrong_options(start, message, key):
     with pytest.raises(UserError, match=message):
         make_transfer_search(key, WIDE, make_sources(), start=start)
+
+
+@pytest.mark.parametrize("targets", [(2,), (-1,), (0, 0)])
+def test_wrong_targets(targets, key):
+    with pytest.raises(UserError, match="sources from 0 to 1, each once"):
+        make_transfer_search(key, WIDE, make_sources(), targets=targets)

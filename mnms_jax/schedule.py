@@ -1,0 +1,104 @@
+"""Transfer schedules: searches one after another, each from the controller of the one before."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+from absl import logging
+
+from mnms_jax.config import Config, TransferConfig
+from mnms_jax.devices import from_first
+from mnms_jax.experiment import run_experiment
+from mnms_jax.store import claim_folder
+from mnms_jax.types import UserError
+
+_OPTIONS = ("replay", "embedding")
+
+
+class Phase(NamedTuple):
+    """One search of a schedule.
+
+    Tasks that earlier phases searched on go on, all others are new.
+    """
+
+    tasks: tuple[str, ...]
+    num_trials: int  # on each, in this phase
+    trained: str = "all"  # see WarmStart, as the next
+    replay: bool = False
+
+    def __str__(self) -> str:
+        options = [":replay"] * self.replay + [":embedding"] * (self.trained == "embedding")
+        return f"{'+'.join(self.tasks)}:{self.num_trials}{''.join(options)}"
+
+
+def parse_phase(text: str) -> Phase:
+    """Returns the phase that `str` writes as `text`, e.g. sst2+imdb:16:replay.
+
+    Raises:
+      UserError: it says something else.
+    """
+    tasks, _, rest = text.partition(":")
+    number, *options = rest.split(":")
+    if not (tasks and number.isdecimal() and int(number) and set(options) <= set(_OPTIONS)):
+        raise UserError(
+            f"phase {text!r}: must be TASK+TASK:TRIALS, with :replay or :embedding behind it or not"
+        )
+    trained = "embedding" if "embedding" in options else "all"
+    return Phase(tuple(tasks.split("+")), int(number), trained, "replay" in options)
+
+
+def run_schedule(config: TransferConfig, phases: Sequence[Phase]) -> list[dict]:
+    """Runs the phases of a schedule, each as an experiment in WORKDIR/phase_NUMBER.
+
+    WORKDIR/config.json has the schedule. What was killed goes on; phases that are done stay as they
+    are, those to come may be others than they were.
+
+    Args:
+      config: what holds in all phases. The first one starts from its `from_`, or from nothing.
+      phases: what to do, in order.
+
+    Returns:
+      What `run_experiment` returned for each phase.
+
+    Raises:
+      UserError: see there; no phases, or one that is done was another.
+    """
+    if not phases:
+        raise UserError("--phases: name at least one")
+    path = pathlib.Path(config.workdir).expanduser()
+    names = [f"phase_{number}" for number in range(1, len(phases) + 1)]
+
+    def read_summaries() -> bytes:
+        files = [path / name / "summary.json" for name in names]
+        return json.dumps([f.exists() and json.loads(f.read_text()) for f in files]).encode()
+
+    summaries = json.loads(from_first(read_summaries))
+    to_come = [name for name, summary in zip(names, summaries, strict=True) if not summary]
+    description = {name: phase._asdict() for name, phase in zip(names, phases, strict=True)}
+    first = jax.process_index() == 0
+    with claim_folder(path, description, to_come) if first else contextlib.nullcontext():
+        before = None
+        for number, (name, phase) in enumerate(zip(names, phases, strict=True)):
+            over = " (done)" * (name not in to_come)
+            logging.info("%s of %d: %s%s", name, len(phases), phase, over)
+            if not over:
+                summaries[number] = run_experiment(_config(config, phase, name, before))
+            before = name
+    return summaries
+
+
+def _config(config: TransferConfig, phase: Phase, name: str, before: str | None) -> Config:
+    """Returns a phase's configuration: of a transfer where there is anything to start from."""
+    own = dataclasses.replace(
+        config,
+        **phase._asdict(),
+        workdir=f"{config.workdir}/{name}",
+        from_=f"{config.workdir}/{before}" if before else config.from_,
+    )
+    if own.from_:
+        return own
+    return Config(**{field.name: getattr(own, field.name) for field in dataclasses.fields(Config)})

@@ -1,0 +1,122 @@
+"""A schedule as users type it, in processes of its own, on data that TFDS's own builders wrote."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import mnms_jax
+from mnms_jax.schedule import Phase, parse_phase, run_schedule
+from mnms_jax.types import UserError
+
+ROOT = pathlib.Path(mnms_jax.__file__).parent.parent
+PHASES = ("sst2:3", "sst2+imdb:2:replay", "imdb:2:embedding")
+
+
+def command(data_dir, workdir, phases=PHASES):
+    flags = (f"--phases={','.join(phases)}", f"--data_dir={data_dir}", f"--workdir={workdir}")
+    return [sys.executable, "-m", "experiments.schedule", *flags]
+
+
+def run(*arguments):
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, cwd=ROOT, check=False
+    )
+
+
+def trials(workdir):
+    rows = [
+        json.loads(line)
+        for log in sorted(workdir.glob("phase_*/trials.jsonl"))
+        for line in log.read_text().splitlines()
+    ]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "schedule"
+    done = run(data_dir, workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_phases_start_from_the_ones_before(finished):
+    names = [(row["task"], row["trial"]) for row in trials(finished)]
+    assert names[:3] == [("sst2", 0), ("sst2", 1), ("sst2", 2)]
+    assert names[3:] == [
+        ("sst2", 0),
+        ("imdb", 0),
+        ("sst2", 1),
+        ("imdb", 1),
+        ("imdb", 0),
+        ("imdb", 1),
+    ]
+    first, joint, last = (
+        mnms_jax.load_controller(finished / f"phase_{number}" / "controller")
+        for number in (1, 2, 3)
+    )
+    assert first.task_names == ("sst2",)
+    assert joint.task_names == last.task_names == ("sst2", "imdb")
+    sizes = [saved.trials.size.tolist() for saved in (first, joint, last)]
+    assert sizes == [[3], [5, 2], [5, 4]]
+    changed = [
+        name
+        for name in joint.params
+        if name != "cell" and (joint.params[name] != last.params[name]).any()
+    ]
+    assert changed == ["task_embedding"]
+
+
+def test_it_is_described(finished):
+    described = json.loads((finished / "config.json").read_text())
+    assert [Phase(**{**phase, "tasks": tuple(phase["tasks"])}) for phase in described.values()] == [
+        parse_phase(text) for text in PHASES
+    ]
+
+
+def test_what_is_done_stays_and_what_comes_may_change(finished, data_dir):
+    before = trials(finished)
+    done = run(data_dir, finished, (*PHASES, "sst2:1"))
+    assert done.returncode == 0, done.stderr
+    assert "phase_3 of 4: imdb:2:embedding (done)" in done.stderr
+    assert trials(finished)[: len(before)] == before and len(trials(finished)) == len(before) + 1
+    done = run(data_dir, finished, ("sst2:4", *PHASES[1:]))
+    assert done.returncode == 1 and "belongs to another search (phase_1" in done.stderr
+
+
+def test_killed_in_a_phase_it_goes_on_there(finished, data_dir, tmp_path):
+    process = subprocess.Popen(
+        command(data_dir, tmp_path / "w"), cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    log = tmp_path / "w" / "phase_2" / "trials.jsonl"
+    while not (log.exists() and log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = run(data_dir, tmp_path / "w")
+    assert done.returncode == 0, done.stderr
+    assert trials(tmp_path / "w") == trials(finished)[:9]
+
+
+@pytest.mark.parametrize(
+    "text", ["sst2", "sst2:", "sst2:0", "sst2:x", ":3", "sst2:3:frozen", "sst2:3:", "sst2:-1"]
+)
+def test_what_is_no_phase(text):
+    with pytest.raises(UserError, match=f"phase '{text}': must be TASK"):
+        parse_phase(text)
+
+
+@pytest.mark.parametrize("text", ["a:3", "a+b:12:replay", "a:1:embedding", "a:1:replay:embedding"])
+def test_phases_are_written_as_they_are_read(text):
+    assert str(parse_phase(text)) == text
+
+
+def test_an_empty_schedule(tmp_path):
+    with pytest.raises(UserError, match="name at least one"):
+        run_schedule(mnms_jax.TransferConfig(workdir=str(tmp_path)), [])
