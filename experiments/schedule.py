@@ -5,10 +5,10 @@ it forgets nothing of them.
 
 Command:
   python -m experiments.schedule
-Variants, phases as TASKS:TRIALS[:replay][:embedding]:
+Variants, phases as TASKS:TRIALS[:replay][:frozen]:
   --phases=sst2:24,imdb:8,ag_news_subset:8                  one task at a time
   --phases=sst2+imdb:24,sst2+imdb+ag_news_subset:8:replay   a task joins
-  --phases=sst2+imdb:24,ag_news_subset:8:embedding          frozen but for the new embedding
+  --phases=sst2+imdb:24,ag_news_subset:8:frozen             but for the new embedding
   --from=runs/pretrain                                      the first phase has sources too
 The same command on the same --workdir resumes; phases to come may still change.
 """
@@ -22,10 +22,10 @@ _PHASES = flags.DEFINE_list(
     [
         "vader_movie+vader_amazon:16",  # pre-training
         "vader_movie+vader_amazon+sms_spam:8:replay",  # a task joins
-        "vader_tweets:8:embedding",  # what is learned stays as it is
+        "vader_tweets:8:frozen",  # what is learned stays as it is
     ],
     "Searches one after another, as TASK+TASK:TRIALS with :replay (learn from the tasks' trials of "
-    "before) or :embedding (change the new tasks' embeddings alone) behind it.",
+    "before) or :frozen (learn the tasks' embeddings alone) behind it.",
 )
 
 

@@ -16,7 +16,7 @@ from mnms_jax.experiment import run_experiment
 from mnms_jax.store import claim_folder
 from mnms_jax.types import UserError
 
-_OPTIONS = ("replay", "embedding")
+_OPTIONS = ("replay", "frozen")
 
 
 class Phase(NamedTuple):
@@ -27,11 +27,11 @@ class Phase(NamedTuple):
 
     tasks: tuple[str, ...]
     num_trials: int  # on each, in this phase
-    trained: str = "all"  # see WarmStart, as the next
-    replay: bool = False
+    replay: bool = False  # learns from the trials of earlier phases too, see WarmStart
+    frozen: bool = False  # learns the tasks' embeddings alone
 
     def __str__(self) -> str:
-        options = [":replay"] * self.replay + [":embedding"] * (self.trained == "embedding")
+        options = [f":{option}" for option in _OPTIONS if getattr(self, option)]
         return f"{'+'.join(self.tasks)}:{self.num_trials}{''.join(options)}"
 
 
@@ -45,10 +45,9 @@ def parse_phase(text: str) -> Phase:
     number, *options = rest.split(":")
     if not (tasks and number.isdecimal() and int(number) and set(options) <= set(_OPTIONS)):
         raise UserError(
-            f"phase {text!r}: must be TASK+TASK:TRIALS, with :replay or :embedding behind it or not"
+            f"phase {text!r}: must be TASK+TASK:TRIALS, with :replay or :frozen behind it or not"
         )
-    trained = "embedding" if "embedding" in options else "all"
-    return Phase(tuple(tasks.split("+")), int(number), trained, "replay" in options)
+    return Phase(tuple(tasks.split("+")), int(number), *(name in options for name in _OPTIONS))
 
 
 def run_schedule(config: TransferConfig, phases: Sequence[Phase]) -> list[dict]:
@@ -95,7 +94,11 @@ def _config(config: TransferConfig, phase: Phase, name: str, before: str | None)
     """Returns a phase's configuration: of a transfer where there is anything to start from."""
     own = dataclasses.replace(
         config,
-        **phase._asdict(),
+        tasks=phase.tasks,
+        num_trials=phase.num_trials,
+        replay=phase.replay,
+        trained="embedding" if phase.frozen else config.trained,
+        imitation=config.imitation and not phase.frozen,
         workdir=f"{config.workdir}/{name}",
         from_=f"{config.workdir}/{before}" if before else config.from_,
     )

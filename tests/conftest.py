@@ -26,3 +26,11 @@ def data_dir(tmp_path_factory):
     write_sst2(path, num_rows=200)
     write_imdb(path, num_rows=200)
     return path
+
+
+@pytest.fixture(scope="module")
+def quick_compiler():
+    """For tests that compile much and run little: the compiler optimises less."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -25,6 +25,8 @@ from mnms_jax.store import TrialRecord
 from mnms_jax.training.fit import Request, TrialResult
 from mnms_jax.types import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 TASKS = ("one", "<script>alert(1)</script>", "three$")
 RANDOM, TPE, PORTFOLIO = make_methods(["random", "tpe", "portfolio"])
 COLD = TPE._replace(name="cold")  # the real one takes long to compile

@@ -10,6 +10,8 @@ from mnms_jax.methods import best_designs, make_methods
 from mnms_jax.replay import Batch, ReplayBank, add, init_replay
 from mnms_jax.types import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 NAN = np.nan
 # Designs of the toy space by one letter.
 A, B, C, D, E = [0, 0, 0], [1, 0, 0], [2, 0, 0], [1, 1, 0], [1, 1, 2]

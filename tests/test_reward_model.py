@@ -16,6 +16,8 @@ from mnms_jax.reward_model import (
 )
 from mnms_jax.space import Decision, SearchSpace
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 SPACE = SearchSpace([Decision(name, (0, 1, 2)) for name in "abcd"])
 DESIGNS = jnp.array(
     [[a, b, c, d] for a in range(3) for b in range(3) for c in range(3) for d in range(3)]

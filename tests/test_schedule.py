@@ -14,11 +14,12 @@ from mnms_jax.schedule import Phase, parse_phase, run_schedule
 from mnms_jax.types import UserError
 
 ROOT = pathlib.Path(mnms_jax.__file__).parent.parent
-PHASES = ("sst2:3", "sst2+imdb:2:replay", "imdb:2:embedding")
+PHASES = ("sst2:3", "sst2+imdb:2:replay", "imdb:2:frozen")
 
 
 def command(data_dir, workdir, phases=PHASES):
-    flags = (f"--phases={','.join(phases)}", f"--data_dir={data_dir}", f"--workdir={workdir}")
+    flags = (f"--phases={','.join(phases)}", "--round_size=2")
+    flags += (f"--data_dir={data_dir}", f"--workdir={workdir}")
     return [sys.executable, "-m", "experiments.schedule", *flags]
 
 
@@ -83,7 +84,7 @@ def test_what_is_done_stays_and_what_comes_may_change(finished, data_dir):
     before = trials(finished)
     done = run(data_dir, finished, (*PHASES, "sst2:1"))
     assert done.returncode == 0, done.stderr
-    assert "phase_3 of 4: imdb:2:embedding (done)" in done.stderr
+    assert "phase_3 of 4: imdb:2:frozen (done)" in done.stderr
     assert trials(finished)[: len(before)] == before and len(trials(finished)) == len(before) + 1
     done = run(data_dir, finished, ("sst2:4", *PHASES[1:]))
     assert done.returncode == 1 and "belongs to another search (phase_1" in done.stderr
@@ -105,14 +106,14 @@ def test_killed_in_a_phase_it_goes_on_there(finished, data_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["sst2", "sst2:", "sst2:0", "sst2:x", ":3", "sst2:3:frozen", "sst2:3:", "sst2:-1"]
+    "text", ["sst2", "sst2:", "sst2:0", "sst2:x", ":3", "sst2:3:embedding", "sst2:3:", "sst2:-1"]
 )
 def test_what_is_no_phase(text):
     with pytest.raises(UserError, match=f"phase '{text}': must be TASK"):
         parse_phase(text)
 
 
-@pytest.mark.parametrize("text", ["a:3", "a+b:12:replay", "a:1:embedding", "a:1:replay:embedding"])
+@pytest.mark.parametrize("text", ["a:3", "a+b:12:replay", "a:1:frozen", "a:1:replay:frozen"])
 def test_phases_are_written_as_they_are_read(text):
     assert str(parse_phase(text)) == text
 

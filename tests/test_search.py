@@ -13,6 +13,8 @@ from mnms_jax.replay import best, sample
 from mnms_jax.reward_model import make_ranker
 from mnms_jax.search import make_search
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 NUM_TASKS = 2
 # The reward of a design by task: what is best on one task is worst on the other.
 WEIGHTS = jnp.array([[[0.0, 0.5, 0.9], [0.0, 0.1, 0.0], [0.0, 0.0, 0.1]]])

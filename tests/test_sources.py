@@ -12,6 +12,8 @@ from mnms_jax.tasks.text import task_traits
 from mnms_jax.transfer import make_bank
 from mnms_jax.types import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 ONE, TWO, NEW = make_task("one", 200), make_task("two", 90, num_classes=3), make_task("new", 80)
 
 

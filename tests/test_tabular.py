@@ -9,6 +9,8 @@ from mnms_jax.search import make_search
 from mnms_jax.space import Decision, SearchSpace
 from mnms_jax.tabular import RewardTable, TableBenchmark, draw_reward, find_row, grid_strides
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 NAN = np.nan
 SPACE = SearchSpace([Decision("a", (1, 2)), Decision("b", ("x", "y", "z"))])
 # Cells 1x 1y 1z 2x 2y 2z; 1y and 2x mean the same, 2z is missing.

@@ -17,6 +17,8 @@ from mnms_jax.transfer import (
 )
 from mnms_jax.types import TaskTraits, UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 WIDE = SearchSpace([Decision(name, (0, 1, 2, 3)) for name in "abcd"])
 VALUES = np.random.default_rng(3).uniform(size=(4, 4))
 
