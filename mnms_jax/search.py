@@ -120,13 +120,8 @@ def make_search(
         params, opt_state, metrics = learner.update(
             _round_key(state, _TELL), state.params, state.opt_state, baseline, replay, batch
         )
-        state = state._replace(
-            params=params,
-            opt_state=opt_state,
-            baseline=baseline,
-            replay=replay,
-            step=state.step + 1,
-        )
+        told = (params, opt_state, baseline, replay, state.step + 1)
+        state = SearchState(*told, state.key, state.knowledge)
         if ranker is not None:
             trials = _trials(replay, num_tasks)
             beliefs = _rank(ranker, state.knowledge, trials, trials.actions[:, :1]).belief

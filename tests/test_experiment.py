@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import time
 
 import pytest
+from commands import ROOT, command, kill_when, lines, run
 
 import mnms_jax
 from mnms_jax.experiment import make_bench, run_experiment
@@ -17,35 +17,20 @@ from mnms_jax.report import describe
 from mnms_jax.tasks.packaged import cache_folder
 from mnms_jax.types import UserError
 
-ROOT = pathlib.Path(mnms_jax.__file__).parent.parent
 
-
-def command(workdir, data_dir, *flags):
-    return [
-        *(sys.executable, "-m", "experiments.multitask", "--tasks=sst2,imdb", "--round_size=4"),
-        *(f"--workdir={workdir}", f"--data_dir={data_dir}", "--num_trials=4", *flags),
-    ]
-
-
-def run(*arguments, **kwargs):
-    return subprocess.run(
-        [*arguments], capture_output=True, text=True, cwd=ROOT, check=False, **kwargs
+def search(workdir, data_dir, *flags):
+    return command(
+        *("multitask", "--tasks=sst2,imdb", "--round_size=4", f"--workdir={workdir}"),
+        *(f"--data_dir={data_dir}", "--num_trials=4", *flags),
     )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data_dir):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    done = run(*command(workdir, data_dir))
+    done = run(*search(workdir, data_dir))
     assert done.returncode == 0, done.stderr
     return workdir, done
-
-
-def lines(workdir):
-    rows = [json.loads(line) for line in (workdir / "trials.jsonl").read_text().splitlines()]
-    for row in rows:
-        del row["seconds"]
-    return rows
 
 
 def test_trials_are_logged(finished):
@@ -102,7 +87,7 @@ def test_the_best_child_is_loaded_and_predicts_as_it_was_tested(finished, data_d
 def test_the_same_command_again_trains_nothing(finished, data_dir):
     workdir = finished[0]
     before = (workdir / "trials.jsonl").read_bytes()
-    done = run(*command(workdir, data_dir))
+    done = run(*search(workdir, data_dir))
     assert done.returncode == 0, done.stderr
     assert (workdir / "trials.jsonl").read_bytes() == before
     assert "ppo round" not in done.stderr
@@ -110,7 +95,7 @@ def test_the_same_command_again_trains_nothing(finished, data_dir):
 
 
 def test_another_search_is_refused_with_the_difference(finished, data_dir):
-    done = run(*command(finished[0], data_dir, "--seed=3", "--learner=reinforce"))
+    done = run(*search(finished[0], data_dir, "--seed=3", "--learner=reinforce"))
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: --workdir")
     assert "learner: 'ppo' there, 'reinforce' now; seed: 0 there, 3 now" in done.stderr
@@ -124,14 +109,8 @@ def test_killed_and_run_again_it_ends_with_the_same_trials(tmp_path, finished, d
         "first trial": workdir / "trials.jsonl",
         "first checkpoint": workdir / "checkpoints" / "1",
     }[moment]
-    arguments = command(workdir, data_dir, "--nocompare_random")
-    process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not awaited.exists() and time.monotonic() < deadline:
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    arguments = search(workdir, data_dir, "--nocompare_random")
+    kill_when(awaited.exists, *arguments)
     assert len(lines(workdir)) < 8
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
@@ -141,7 +120,7 @@ def test_killed_and_run_again_it_ends_with_the_same_trials(tmp_path, finished, d
 def test_interrupted_from_the_keyboard_it_says_how_to_go_on(tmp_path, data_dir):
     workdir = tmp_path / "w"
     process = subprocess.Popen(
-        command(workdir, data_dir, "--nocompare_random", "--num_trials=40"),
+        search(workdir, data_dir, "--nocompare_random", "--num_trials=40"),
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
@@ -170,7 +149,7 @@ runpy.run_module("experiments.multitask", run_name="__main__")
 
 
 def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path, data_dir, finished):
-    arguments = command(tmp_path / "w", data_dir, "--nocompare_random")
+    arguments = search(tmp_path / "w", data_dir, "--nocompare_random")
     done = run(sys.executable, "-c", FULL_DISK, *arguments[3:])
     assert done.returncode == 1 and "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
@@ -185,7 +164,7 @@ def test_without_glove_and_network_it_searches_all_the_same(tmp_path, data_dir):
     cache = cache_folder() / "xla"
     environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     flags = ("--num_trials=2", "--learner=random")
-    done = run(*command(tmp_path / "w", data_dir, *flags), env=environment)
+    done = run(*search(tmp_path / "w", data_dir, *flags), env=environment)
     assert done.returncode == 0, done.stderr
     assert "searching without glove50" in done.stderr
     assert all(row["decisions"]["embedding"] != "glove50" for row in lines(tmp_path / "w"))
@@ -199,7 +178,7 @@ def test_missing_data_is_said_within_five_seconds(tmp_path):
     }
     environment |= {"HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
     start = time.monotonic()
-    done = run(*command(tmp_path / "w", tmp_path / "nothing"), env=environment)
+    done = run(*search(tmp_path / "w", tmp_path / "nothing"), env=environment)
     seconds = time.monotonic() - start
     assert done.returncode == 1 and "Traceback" not in done.stderr
     for word in ("glue/sst2", str(tmp_path / "nothing"), "--data_dir", "vader_movie", "trec6"):

@@ -1,47 +1,30 @@
 """A schedule as users type it, in processes of its own, on data that TFDS's own builders wrote."""
 
 import json
-import pathlib
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
+from commands import command, kill_when, lines, run
 
 import mnms_jax
 from mnms_jax.schedule import Phase, parse_phase, run_schedule
 from mnms_jax.types import UserError
 
-ROOT = pathlib.Path(mnms_jax.__file__).parent.parent
 PHASES = ("sst2:3", "sst2+imdb:2:replay", "imdb:2:frozen")
 
 
-def command(data_dir, workdir, phases=PHASES):
+def search(data_dir, workdir, phases=PHASES):
     flags = (f"--phases={','.join(phases)}", "--round_size=2")
-    flags += (f"--data_dir={data_dir}", f"--workdir={workdir}")
-    return [sys.executable, "-m", "experiments.schedule", *flags]
-
-
-def run(*arguments):
-    return subprocess.run(
-        command(*arguments), capture_output=True, text=True, cwd=ROOT, check=False
-    )
+    return command("schedule", *flags, f"--data_dir={data_dir}", f"--workdir={workdir}")
 
 
 def trials(workdir):
-    rows = [
-        json.loads(line)
-        for log in sorted(workdir.glob("phase_*/trials.jsonl"))
-        for line in log.read_text().splitlines()
-    ]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return [row for phase in sorted(workdir.glob("phase_*")) for row in lines(phase)]
 
 
 @pytest.fixture(scope="module")
 def finished(data_dir, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "schedule"
-    done = run(data_dir, workdir)
+    done = run(*search(data_dir, workdir))
     assert done.returncode == 0, done.stderr
     return workdir
 
@@ -82,25 +65,18 @@ def test_it_is_described(finished):
 
 def test_what_is_done_stays_and_what_comes_may_change(finished, data_dir):
     before = trials(finished)
-    done = run(data_dir, finished, (*PHASES, "sst2:1"))
+    done = run(*search(data_dir, finished, (*PHASES, "sst2:1")))
     assert done.returncode == 0, done.stderr
     assert "phase_3 of 4: imdb:2:frozen (done)" in done.stderr
     assert trials(finished)[: len(before)] == before and len(trials(finished)) == len(before) + 1
-    done = run(data_dir, finished, ("sst2:4", *PHASES[1:]))
+    done = run(*search(data_dir, finished, ("sst2:4", *PHASES[1:])))
     assert done.returncode == 1 and "belongs to another search (phase_1" in done.stderr
 
 
 def test_killed_in_a_phase_it_goes_on_there(finished, data_dir, tmp_path):
-    process = subprocess.Popen(
-        command(data_dir, tmp_path / "w"), cwd=ROOT, stderr=subprocess.DEVNULL
-    )
     log = tmp_path / "w" / "phase_2" / "trials.jsonl"
-    while not (log.exists() and log.read_text()):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = run(data_dir, tmp_path / "w")
+    kill_when(lambda: log.exists() and log.read_text(), *search(data_dir, tmp_path / "w"))
+    done = run(*search(data_dir, tmp_path / "w"))
     assert done.returncode == 0, done.stderr
     assert trials(tmp_path / "w") == trials(finished)[:9]
 

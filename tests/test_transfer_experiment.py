@@ -2,29 +2,18 @@
 
 import csv
 import json
-import pathlib
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
+from commands import command, kill_when, lines, run
 
 import mnms_jax
-
-ROOT = pathlib.Path(mnms_jax.__file__).parent.parent
-
-
-def run(module, *arguments):
-    command = [sys.executable, "-m", f"experiments.{module}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory, data_dir):
     workdir = tmp_path_factory.mktemp("runs") / "pretrained"
     flags = ("--tasks=sst2", "--num_trials=6", "--round_size=3", "--nocompare_random")
-    done = run("multitask", *flags, f"--workdir={workdir}", f"--data_dir={data_dir}")
+    done = run(*command("multitask", *flags, f"--workdir={workdir}", f"--data_dir={data_dir}"))
     assert done.returncode == 0, done.stderr
     return workdir
 
@@ -39,14 +28,9 @@ def flags_of(pretrained, data_dir, workdir, *flags):
 @pytest.fixture(scope="module")
 def finished(pretrained, data_dir, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "transferred"
-    done = run("transfer", *flags_of(pretrained, data_dir, workdir))
+    done = run(*command("transfer", *flags_of(pretrained, data_dir, workdir)))
     assert done.returncode == 0, done.stderr
     return workdir, done
-
-
-def lines(workdir):
-    rows = [json.loads(line) for line in (workdir / "trials.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
 def test_new_tasks_are_searched_from_a_saved_controller(finished):
@@ -74,15 +58,11 @@ def test_killed_and_started_again_it_ends_with_the_same_trials(
     finished, pretrained, data_dir, tmp_path
 ):
     flags = flags_of(pretrained, data_dir, tmp_path / "w")
-    command = [sys.executable, "-m", "experiments.transfer", *flags]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     log = tmp_path / "w" / "trials.jsonl"
-    while not (log.exists() and log.read_text().count("\n") >= 2):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = run("transfer", *flags)
+    kill_when(
+        lambda: log.exists() and log.read_text().count("\n") >= 2, *command("transfer", *flags)
+    )
+    done = run(*command("transfer", *flags))
     assert done.returncode == 0, done.stderr
     assert lines(tmp_path / "w") == lines(finished[0])
 
@@ -99,7 +79,9 @@ def test_killed_and_started_again_it_ends_with_the_same_trials(
     ],
 )
 def test_mistakes_get_one_clear_line(flags, message, data_dir, tmp_path):
-    done = run("transfer", *flags, f"--data_dir={data_dir}", f"--workdir={tmp_path / 'w'}")
+    done = run(
+        *command("transfer", *flags, f"--data_dir={data_dir}", f"--workdir={tmp_path / 'w'}")
+    )
     assert done.returncode == 1
     assert message in done.stderr + done.stdout and "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("trials.jsonl"))
@@ -108,7 +90,7 @@ def test_mistakes_get_one_clear_line(flags, message, data_dir, tmp_path):
 def test_a_comparison_leaves_each_task_out(data_dir, tmp_path):
     flags = ("--leave_one_out", "--tasks=sst2,imdb", "--methods=random,cold,transfer", "--seeds=1")
     flags += ("--num_trials=3", f"--data_dir={data_dir}", f"--workdir={tmp_path / 'w'}")
-    done = run("transfer", *flags)
+    done = run(*command("transfer", *flags))
     assert done.returncode == 0, done.stderr
     with (tmp_path / "w" / "leave_one_out.csv").open() as file:
         rows = list(csv.DictReader(file))
