@@ -103,7 +103,7 @@ def useless(make: MakeSearch) -> MakeSearch:
     def make_useless(
         space: mnms.SearchSpace, sources: ReplayBank, number: int, key: jax.Array
     ) -> mnms.Search:
-        rng = np.random.default_rng(np.asarray(jax.random.bits(key)))
+        rng = np.random.default_rng(int(jax.random.bits(key)))
         rewards = np.array(sources.rewards)
         for row, size in zip(rewards, np.asarray(sources.size).tolist(), strict=True):
             row[:size] = rng.permutation(row[:size])

@@ -2,9 +2,10 @@
 
 from mnms_jax.advantage import rank_advantage, relative_advantage, standardized_advantage
 from mnms_jax.children.text import PRESETS, make_text_family
-from mnms_jax.cli import config_from_flags, define_flags, run_main
+from mnms_jax.cli import config_from_flags, define_flags, run_main, use_cores_as_devices
 from mnms_jax.config import Config, TransferConfig
 from mnms_jax.controller import choice_frequencies, make_policy, make_random_policy
+from mnms_jax.evolution import make_evolution
 from mnms_jax.experiment import run_experiment
 from mnms_jax.export import SavedController, load_child, load_controller
 from mnms_jax.learner import Learner, make_null_learner, make_ppo_learner, make_reinforce_learner
@@ -16,8 +17,11 @@ from mnms_jax.reward_model import RewardModel, fit_reward_model, make_ranker
 from mnms_jax.run import make_requests
 from mnms_jax.schedule import Phase, parse_phase, run_schedule
 from mnms_jax.search import Proposal, Search, SearchState, make_search
+from mnms_jax.simulate import Played, play, play_seeds, regret
 from mnms_jax.space import Decision, SearchSpace
+from mnms_jax.strategies import TableSetup, make_strategy
 from mnms_jax.tabular import RewardTable, TableBenchmark, draw_reward, find_row
+from mnms_jax.tabular_experiment import run_tabular
 from mnms_jax.tasks.embeddings import glove50, load_word_vectors
 from mnms_jax.tasks.inputs import TextInputs
 from mnms_jax.tasks.registry import load_tasks
@@ -49,6 +53,7 @@ __all__ = [
     "LeaveOneOutSetup",
     "Method",
     "Phase",
+    "Played",
     "Policy",
     "PolicyOutput",
     "Proposal",
@@ -61,6 +66,7 @@ __all__ = [
     "SearchState",
     "Split",
     "TableBenchmark",
+    "TableSetup",
     "Task",
     "TextInputs",
     "Trainer",
@@ -84,6 +90,7 @@ __all__ = [
     "load_tasks",
     "load_word_vectors",
     "make_bank",
+    "make_evolution",
     "make_methods",
     "make_null_learner",
     "make_policy",
@@ -93,19 +100,25 @@ __all__ = [
     "make_reinforce_learner",
     "make_requests",
     "make_search",
+    "make_strategy",
     "make_text_family",
     "make_transfer_search",
     "parse_phase",
+    "play",
+    "play_seeds",
     "ppo_loss",
     "rank_advantage",
     "read_table",
+    "regret",
     "reinforce_loss",
     "relative_advantage",
     "run_experiment",
     "run_leave_one_out",
     "run_main",
     "run_schedule",
+    "run_tabular",
     "run_text_leave_one_out",
     "standardized_advantage",
     "table_objective",
+    "use_cores_as_devices",
 ]

@@ -106,6 +106,15 @@ def config_from_flags(config_class: type[Config] = Config) -> Config:
     return config_class(**values)
 
 
+def use_cores_as_devices() -> None:
+    """Makes each of the CPU's cores a device, for functions that are mapped over devices.
+
+    It must come before any device is used. XLA_FLAGS that say how many there are have their way.
+    """
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+
+
 def _connect() -> bool:
     """Joins the other processes where the flags say so, and returns whether they do."""
     names = ("coordinator_address", "num_processes", "process_id")

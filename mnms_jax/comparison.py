@@ -10,7 +10,7 @@ from scipy import special
 
 from mnms_jax.types import UserError
 
-TRIAL_COUNTS = (10, 25, 50, 100)
+TRIAL_COUNTS = (10, 25, 50, 100, 200)
 ALL_TASKS = "mean over tasks"
 
 

@@ -206,7 +206,7 @@ def _evaluate(
     # tables are taken by products with one-hot vectors, as the gradients of indexing are slow on a
     # CPU; so is that of an einsum over few choices, and the product is summed instead.
     inputs = _project(weights, task_id)
-    actions = jnp.where(_are_active(space, actions), actions, 0)
+    actions = jnp.where(are_active(space, actions), actions, 0)
     previous = jnp.concatenate([jnp.zeros(1, jnp.int32), actions[:-1]])
     previous = jax.nn.one_hot(previous, space.max_choices)
 
@@ -267,7 +267,7 @@ def _is_active(required: Array, actions: Array) -> Array:
     return ~jnp.any(taken & ~required)
 
 
-def _are_active(space: SearchSpace, actions: Array) -> Array:
+def are_active(space: SearchSpace, actions: Array) -> Array:
     """Returns which decisions are active, bool [D], in a design [D]."""
     return jax.vmap(_is_active, in_axes=(0, None))(jnp.asarray(_required_actions(space)), actions)
 
@@ -284,7 +284,7 @@ def _score(space: SearchSpace, logits: Array, actions: Array) -> PolicyOutput:
     An inactive decision takes its first choice at no log-probability and no entropy, so that
     equal children have equal encodings.
     """
-    active = _are_active(space, actions)
+    active = are_active(space, actions)
     actions = jnp.where(active, actions, 0)
     mask = jnp.asarray(space.action_mask)
     # Padded choices are masked before the product p log p: masking after it gives NaN gradients.

@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,18 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mnms_jax import replay as replay_lib
 from mnms_jax.controller import make_policy, make_random_policy
+from mnms_jax.evolution import make_evolution
 from mnms_jax.learner import make_null_learner, make_ppo_learner
 from mnms_jax.replay import ReplayBank
 from mnms_jax.search import Proposal, Search, SearchState, make_search
 from mnms_jax.space import SearchSpace, nearest
 from mnms_jax.transfer import WarmStart, make_transfer_search
-from mnms_jax.types import AnyArray, PRNGKey, UserError
+from mnms_jax.types import AnyArray, Array, PRNGKey, UserError
 
 # Space, sources, trials a round B, key -> search. The sources' rows are other tasks' trials.
 MakeSearch = Callable[[SearchSpace, ReplayBank, int, PRNGKey], Search]
 
-_TRIED_OF_EACH = 20  # designs of each source that the portfolio has
+_TRIED_OF_EACH = 20  # trials of each source whose designs the portfolio has
 _ENQUEUED_OF_EACH = 2  # so that Optuna's own search begins after some ten trials
 _CAPACITY = 4096  # trials that Optuna is told
 
@@ -46,6 +47,7 @@ def make_methods(names: Sequence[str]) -> tuple[Method, ...]:
 
     random: uniformly random designs.
     cold: a controller that starts from nothing, trained by PPO.
+    evolution: regularised evolution, see `make_evolution`.
     portfolio: the sources' best designs, see `best_designs`; then random ones.
     tpe: Optuna's tree-structured Parzen estimator.
     tpe_enqueued: the same, after the first few of the portfolio.
@@ -65,25 +67,31 @@ def make_methods(names: Sequence[str]) -> tuple[Method, ...]:
     return tuple(_METHODS[name] for name in names)
 
 
-def best_designs(sources: ReplayBank, number: int, key: PRNGKey) -> np.ndarray:
-    """Returns the sources' best designs in the order to try them, int32 [P, D], each once.
+def best_designs(sources: ReplayBank, number: int, key: PRNGKey) -> tuple[Array, Array]:
+    """Returns the sources' best designs in the order to try them, and how many these are.
 
     The sources take turns: the best design of each, then the second best of each. No common scale
     of rewards is needed so, and no source is preferred; their order within a turn is random.
 
     Args:
       sources: T tasks' trials; failed ones don't count.
-      number: of designs of each source, at most; P is at most T times this.
+      number: of best trials of each source that are looked at.
       key: of the order.
+
+    Returns:
+      Designs int32 [P, D], P at most T times the number, and the number of the first ones that
+      count, int32 []: those after them are repeats, or there to fill up.
     """
-    turns = []
-    for t in jax.random.permutation(key, len(sources.size)).tolist():
-        rewards = np.asarray(sources.rewards[t])[: int(sources.size[t])]
-        order = np.argsort(-rewards, kind="stable")  # NaN comes last
-        ranked = np.asarray(sources.actions[t])[order[: np.isfinite(rewards).sum()]]
-        turns.append(list(dict.fromkeys(map(tuple, ranked.tolist())))[:number])
-    designs = dict.fromkeys(d for turn in itertools.zip_longest(*turns) for d in turn if d)
-    return np.array(list(designs), np.int32).reshape(-1, sources.actions.shape[-1])
+    order = jax.random.permutation(key, len(sources.size))
+    batch, there = replay_lib.best(jax.tree.map(lambda x: x[order], sources), number)
+
+    def take_turns(x: Array) -> Array:
+        return jnp.swapaxes(x.reshape(len(order), -1, *x.shape[1:]), 0, 1).reshape(x.shape)
+
+    designs, there = take_turns(batch.actions), take_turns(there)
+    same = jnp.all(designs[:, None] == designs[None], -1) & there[None]
+    known = jnp.any(jnp.tril(same, -1), 1) | ~there
+    return designs[jnp.argsort(known, stable=True)], jnp.sum(~known)
 
 
 # The same search serves all tasks and seeds, so that it is compiled once.
@@ -107,6 +115,11 @@ def _make_cold(space: SearchSpace, trials_per_round: int) -> Search:
     return make_search(space, policy, learner, num_tasks=1, trials_per_task=trials_per_round)
 
 
+@functools.lru_cache(maxsize=4)
+def _make_evolution(space: SearchSpace, trials_per_round: int) -> Search:
+    return make_evolution(space, trials_per_task=trials_per_round)
+
+
 def make_transfer_method(name: str, start: WarmStart, **parts: Any) -> Method:
     """Returns a search of one new task by `make_transfer_search`, with these of its arguments."""
 
@@ -124,17 +137,19 @@ def _make_portfolio(
     space: SearchSpace, sources: ReplayBank, trials_per_round: int, key: PRNGKey
 ) -> Search:
     random = _make_random(space, trials_per_round)
-    designs = jnp.asarray(best_designs(sources, _TRIED_OF_EACH, key))
+    if not len(sources.size):
+        return random
+    designs, number = best_designs(sources, _TRIED_OF_EACH, key)
 
     def ask(state: SearchState) -> Proposal:
         proposal = random.ask(state)
         index = state.step * trials_per_round + jnp.arange(trials_per_round)
         chosen = designs[jnp.minimum(index, len(designs) - 1)]
-        actions = jnp.where((index < len(designs))[:, None], chosen, proposal.actions)
+        actions = jnp.where((index < number)[:, None], chosen, proposal.actions)
         return proposal._replace(actions=actions)
 
     # Not compiled: it is cheap, and would be compiled anew for each task's sources.
-    return Search(random.init, ask, random.tell) if len(designs) else random
+    return Search(random.init, ask, random.tell)
 
 
 def _make_tpe(
@@ -151,7 +166,10 @@ def _make_tpe(
     """
     optuna = _import_optuna()
     random = _make_random(space, trials_per_round)
-    first = best_designs(sources, enqueued_of_each, key) if enqueued_of_each else ()
+    first: np.ndarray = np.zeros((0, space.num_decisions))
+    if enqueued_of_each:
+        designs, number = best_designs(sources, enqueued_of_each, key)
+        first = np.asarray(designs[: int(number)])
     choices = {
         decision.name: optuna.distributions.CategoricalDistribution(range(len(decision.choices)))
         for decision in space.decisions
@@ -176,9 +194,9 @@ def _make_tpe(
         start = int(state.step) * trials_per_round
         for design in first[start : start + trials_per_round]:
             study.enqueue_trial(_active_params(space, design))
-        designs = [_suggest(space, study.ask()) for _ in range(trials_per_round)]
+        actions = np.stack([_suggest(space, study.ask()) for _ in range(trials_per_round)])
         unknown = jnp.zeros((trials_per_round, space.num_decisions))
-        return Proposal(jnp.zeros(trials_per_round, jnp.int32), jnp.asarray(designs), unknown)
+        return Proposal(jnp.zeros(trials_per_round, jnp.int32), jnp.asarray(actions), unknown)
 
     return Search(random.init, ask, random.tell)
 
@@ -227,6 +245,7 @@ _METHODS = {
     for method in (
         Method("random", lambda space, sources, number, key: _make_random(space, number)),
         Method("cold", lambda space, sources, number, key: _make_cold(space, number)),
+        Method("evolution", lambda space, sources, number, key: _make_evolution(space, number)),
         Method("portfolio", _make_portfolio, uses_sources=True),
         Method("tpe", _make_tpe),
         Method(

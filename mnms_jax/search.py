@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mnms_jax import replay as replay_lib
 from mnms_jax.advantage import Baseline, init_baseline, update_baseline
@@ -85,7 +86,8 @@ def make_search(
         and never grows.
     """
     capacity = max(replay_capacity, trials_per_task)
-    task_ids = jnp.tile(jnp.arange(num_tasks, dtype=jnp.int32), trials_per_task)
+    # Not on a device, so that searches can be made while others are traced.
+    task_ids = np.tile(np.arange(num_tasks, dtype=np.int32), trials_per_task)
     sample = jax.vmap(policy.sample, in_axes=(None, 0, 0))
     numbers = (max(num_candidates, trials_per_task), num_uniform)
 
@@ -110,7 +112,7 @@ def make_search(
             trials = _trials(state.replay, num_tasks)
             scores = _rank(ranker, state.knowledge, trials, candidates.actions).scores
             output = _choose(candidates, scores, trials, trials_per_task)
-        return Proposal(task_ids, output.actions, output.log_probs)
+        return Proposal(jnp.asarray(task_ids), output.actions, output.log_probs)
 
     def tell(state: SearchState, proposal: Proposal, rewards: Array) -> tuple[SearchState, Metrics]:
         chex.assert_rank([proposal.actions, rewards], [2, 1])

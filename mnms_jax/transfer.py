@@ -147,7 +147,7 @@ def make_transfer_search(
         new = jax.nn.softmax(weights) @ table[:num_sources]
         warm = {**warm, "task_embedding": table.at[num_sources:].set(new)}
     others = jax.tree.map(lambda x: jnp.delete(x, np.array(rows)[~is_new], axis=0), sources)
-    model = built.fit(model_key, others) if start.ranked and others.size.any() else None
+    model = built.fit(model_key, others) if start.ranked and len(others.size) else None
 
     def init(key: PRNGKey) -> SearchState:
         state = built.search.init(key)._replace(params=warm, knowledge=model)

@@ -12,11 +12,12 @@ import mnms_jax
 ROOT = pathlib.Path(mnms_jax.__file__).parent
 # Arrows point up this list only.
 ORDER = """types space tabular controller replay advantage losses learner reward_model search
-transfer migrate children.ragged children.layers children.text training.optimizer devices
-training.plan training.program training.pool training.executables training.fit tasks.text
-tasks.packaged tasks.pickles tasks.table_files tasks.tables tasks.embeddings tasks.tfds
+evolution transfer migrate children.ragged children.layers children.text training.optimizer
+devices simulate training.plan training.program training.pool training.executables training.fit
+tasks.text tasks.packaged tasks.pickles tasks.table_files tasks.tables tasks.embeddings tasks.tfds
 tasks.inputs tasks.reference tasks.registry config store export sources tracking report methods
-comparison figures run lockstep experiment schedule leave_one_out cli""".split()
+strategies comparison tabular_experiment figures run lockstep experiment schedule leave_one_out
+cli""".split()
 PURE = ORDER[: ORDER.index("training.program") + 1]
 IMPURE_LIBRARIES = {"absl", "tensorflow_datasets", "orbax", "tensorboardX", "rich", "pathlib", "os"}
 
@@ -84,12 +85,14 @@ def test_the_public_surface_is_what_it_says():
 
 
 PUBLIC = """PRESETS ChildFamily ChildModel ChildSpec Config Decision Learner LeaveOneOutSetup
-Method Phase Policy PolicyOutput Proposal Request RewardModel RewardTable SavedController Search
-SearchSpace SearchState Split TableBenchmark Task TextInputs Trainer TrainerStats TransferConfig
-TrialResult UserError WarmStart choice_frequencies config_from_flags define_flags draw_reward
-entropy_loss find_row fit_reward_model glove50 imitation_loss load_child load_controller
-load_table load_tasks load_word_vectors make_bank make_methods make_null_learner make_policy
-make_ppo_learner make_random_policy make_ranker make_reinforce_learner make_requests make_search
-make_text_family make_transfer_search parse_phase ppo_loss rank_advantage read_table
+Method Phase Played Policy PolicyOutput Proposal Request RewardModel RewardTable SavedController
+Search SearchSpace SearchState Split TableBenchmark TableSetup Task TextInputs Trainer
+TrainerStats TransferConfig TrialResult UserError WarmStart choice_frequencies config_from_flags
+define_flags draw_reward entropy_loss find_row fit_reward_model glove50 imitation_loss load_child
+load_controller load_table load_tasks load_word_vectors make_bank make_evolution make_methods
+make_null_learner make_policy make_ppo_learner make_random_policy make_ranker
+make_reinforce_learner make_requests make_search make_strategy make_text_family
+make_transfer_search parse_phase play play_seeds ppo_loss rank_advantage read_table regret
 reinforce_loss relative_advantage run_experiment run_leave_one_out run_main run_schedule
-run_text_leave_one_out standardized_advantage table_objective""".split()
+run_tabular run_text_leave_one_out standardized_advantage table_objective
+use_cores_as_devices""".split()

@@ -1,0 +1,85 @@
+"""Regularised evolution as a search: the oldest die, however good (Real et al. 2019).
+
+"Regularized Evolution for Image Classifier Architecture Search", arXiv:1802.01548. The population
+is the replay bank, a ring of each task's last trials.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from mnms_jax.controller import are_active, make_random_policy
+from mnms_jax.learner import make_null_learner
+from mnms_jax.replay import ReplayBank
+from mnms_jax.search import Proposal, Search, SearchState, make_search
+from mnms_jax.space import SearchSpace
+from mnms_jax.types import Array, PRNGKey
+
+_BREED = 2  # use of a round's key, beside those of any search
+
+
+def make_evolution(
+    space: SearchSpace,
+    *,
+    num_tasks: int = 1,
+    trials_per_task: int = 1,
+    population_size: int = 50,
+    sample_size: int = 15,
+) -> Search:
+    """Returns regularised evolution: a child is the best of a sample with one decision changed.
+
+    Until a task has its population, its designs are random.
+
+    Args:
+      space: the search space.
+      num_tasks: number of tasks T, each with a population of its own.
+      trials_per_task: of a round; none of them is another's parent.
+      population_size: the paper's P, from 20 to 100 there; at least `trials_per_task`.
+      sample_size: the paper's S, drawn with replacement.
+    """
+    random = make_search(
+        space,
+        make_random_policy(space),
+        make_null_learner(),
+        num_tasks=num_tasks,
+        trials_per_task=trials_per_task,
+        replay_capacity=population_size,
+    )
+
+    def breed(key: PRNGKey, replay: ReplayBank, task_id: Array, stranger: Array) -> Array:
+        """Returns a child's actions, int32 [D]; the stranger is a random design."""
+        sample_key, mutation_key = jax.random.split(key)
+        drawn = jax.random.randint(sample_key, (sample_size,), 0, replay.rewards.shape[1])
+        rewards = replay.rewards[task_id, drawn]
+        best = drawn[jnp.argmax(jnp.where(jnp.isnan(rewards), -jnp.inf, rewards))]
+        child = mutate(mutation_key, space, replay.actions[task_id, best], stranger)
+        return jnp.where(replay.size[task_id] < population_size, stranger, child)
+
+    def ask(state: SearchState) -> Proposal:
+        proposal = random.ask(state)
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _BREED)
+        keys = jax.random.split(key, proposal.task_ids.size)
+        over_trials = jax.vmap(breed, in_axes=(0, None, 0, 0))
+        children = over_trials(keys, state.replay, proposal.task_ids, proposal.actions)
+        return proposal._replace(actions=children)
+
+    return Search(random.init, jax.jit(ask), random.tell)
+
+
+def mutate(key: PRNGKey, space: SearchSpace, parent: Array, stranger: Array) -> Array:
+    """Returns a design with another choice for one active decision (unbatched).
+
+    Args:
+      key: chooses decision and choice.
+      space: the search space.
+      parent: int32 [D].
+      stranger: int32 [D], a design whose choices decisions take that become active by it.
+    """
+    num_choices = jnp.asarray(space.action_mask).sum(1)
+    active = are_active(space, parent)
+    decision_key, choice_key = jax.random.split(key)
+    may_change = jnp.where(active & (num_choices > 1), 0.0, -jnp.inf)
+    d = jax.random.categorical(decision_key, may_change)
+    shift = jax.random.randint(choice_key, (), 1, jnp.maximum(num_choices[d], 2))
+    changed = parent.at[d].set((parent[d] + shift) % num_choices[d])
+    now_active = are_active(space, changed)
+    return jnp.where(now_active, jnp.where(active, changed, stranger), 0)

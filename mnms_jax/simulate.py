@@ -1,0 +1,106 @@
+"""Whole searches on tables of known rewards: functions of a key, compiled and mapped as one."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from mnms_jax.devices import AXIS, trial_sharding
+from mnms_jax.search import Search, SearchState
+from mnms_jax.tabular import RewardTable, TableBenchmark, draw_reward
+from mnms_jax.types import Array, PRNGKey
+
+
+class Played(NamedTuple):
+    """Trials of searches on G tasks, N on each, in their order."""
+
+    actions: Array  # int32 [G, N, D]
+    rewards: Array  # [G, N], NaN where the trial failed
+
+
+# One seed's searches on a table, all that is random being the key's.
+Strategy: TypeAlias = Callable[[RewardTable, PRNGKey], Played]
+
+
+def play(
+    search: Search, table: RewardTable, task_ids: Array, num_rounds: int, key: PRNGKey
+) -> tuple[SearchState, Played]:
+    """Runs a search on a table from its start to its end (unbatched; callers jit, and vmap).
+
+    Args:
+      search: on G tasks.
+      table: what designs earn.
+      task_ids: int32 [G], the table's task for each of the search's.
+      num_rounds: of asking and telling.
+      key: of the search and of the table's noise.
+    """
+    init_key, rounds_key = jax.random.split(key)
+    draw = jax.vmap(draw_reward, in_axes=(None, 0, 0, 0))
+
+    def step(state: SearchState, round_key: PRNGKey) -> tuple[SearchState, Played]:
+        proposal = search.ask(state)
+        keys = jax.random.split(round_key, proposal.task_ids.size)
+        rewards = draw(table, keys, task_ids[proposal.task_ids], proposal.actions)
+        state, _ = search.tell(state, proposal, rewards)
+        return state, Played(proposal.actions, rewards)
+
+    def by_task(rounds: Array) -> Array:  # within a round, tasks take turns
+        return jnp.swapaxes(rounds.reshape(-1, len(task_ids), *rounds.shape[2:]), 0, 1)
+
+    keys = jax.random.split(rounds_key, num_rounds)
+    state, rounds = jax.lax.scan(step, search.init(init_key), keys)
+    return state, jax.tree.map(by_task, rounds)
+
+
+def play_seeds(
+    strategy: Strategy, devices: Sequence[jax.Device]
+) -> Callable[[RewardTable, PRNGKey], Played]:
+    """Returns the strategy as one compiled function of keys [S], spread over devices.
+
+    Results have a leading axis of S. Numbers of seeds that the devices don't divide are padded.
+    """
+    sharding = trial_sharding(devices)
+    spread = jax.jit(
+        jax.shard_map(
+            jax.vmap(strategy, in_axes=(None, 0)),
+            mesh=sharding.mesh,
+            in_specs=(P(), P(AXIS)),
+            out_specs=P(AXIS),
+            check_vma=False,  # as in `map_trials`
+        )
+    )
+
+    def run(table: RewardTable, keys: PRNGKey) -> Played:
+        padded = jnp.concatenate([keys, keys[: -len(keys) % len(devices)]])
+        return jax.tree.map(lambda x: x[: len(keys)], spread(table, padded))
+
+    return run
+
+
+def regret(benchmark: TableBenchmark, task_ids: Sequence[int], played: Played) -> np.ndarray:
+    """Returns the normalised regret after each trial, float [S, G, N].
+
+    It is (best - incumbent) / (best - median), of the table's designs by their mean rewards; the
+    incumbent is the design with the highest reward seen so far, the median as long as all failed.
+
+    Args:
+      benchmark: whose table was played on.
+      task_ids: G numbers of its tasks.
+      played: with a leading axis of seeds, [S, G, N].
+    """
+    table, means = benchmark.table, benchmark.means[list(task_ids)]
+    best, median = np.nanmax(means, 1), np.nanmedian(means, 1)
+    rows = np.asarray(table.rows)[np.asarray(played.actions) @ np.asarray(table.strides)]
+    values = means[np.arange(len(means))[:, None], rows]  # [S, G, N]
+    seen = np.asarray(played.rewards)
+    seen = np.where(np.isnan(seen), -np.inf, seen)
+    before = np.maximum.accumulate(seen, -1)
+    earlier = np.pad(before[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=-np.inf)
+    is_new = before > earlier
+    index = np.maximum.accumulate(np.where(is_new, np.arange(seen.shape[-1]), 0), -1)
+    incumbent = np.take_along_axis(values, index, -1)
+    incumbent = np.where(np.isfinite(before), incumbent, median[:, None])
+    return (best[:, None] - incumbent) / (best - median)[:, None]
