@@ -7,7 +7,8 @@ is the replay bank, a ring of each task's last trials.
 import jax
 import jax.numpy as jnp
 
-from mnms_jax.controller import are_active, make_random_policy
+from mnms_jax.candidates import mutate
+from mnms_jax.controller import make_random_policy
 from mnms_jax.learner import make_null_learner
 from mnms_jax.replay import ReplayBank
 from mnms_jax.search import Proposal, Search, SearchState, make_search
@@ -63,23 +64,3 @@ def make_evolution(
         return proposal._replace(actions=children)
 
     return Search(random.init, jax.jit(ask), random.tell)
-
-
-def mutate(key: PRNGKey, space: SearchSpace, parent: Array, stranger: Array) -> Array:
-    """Returns a design with another choice for one active decision (unbatched).
-
-    Args:
-      key: chooses decision and choice.
-      space: the search space.
-      parent: int32 [D].
-      stranger: int32 [D], a design whose choices decisions take that become active by it.
-    """
-    num_choices = jnp.asarray(space.action_mask).sum(1)
-    active = are_active(space, parent)
-    decision_key, choice_key = jax.random.split(key)
-    may_change = jnp.where(active & (num_choices > 1), 0.0, -jnp.inf)
-    d = jax.random.categorical(decision_key, may_change)
-    shift = jax.random.randint(choice_key, (), 1, jnp.maximum(num_choices[d], 2))
-    changed = parent.at[d].set((parent[d] + shift) % num_choices[d])
-    now_active = are_active(space, changed)
-    return jnp.where(now_active, jnp.where(active, changed, stranger), 0)

@@ -10,12 +10,12 @@ import numpy as np
 
 from mnms_jax import replay as replay_lib
 from mnms_jax.advantage import Baseline, init_baseline, update_baseline
-from mnms_jax.controller import make_random_policy
+from mnms_jax.candidates import Numbers, choose, make_candidates
 from mnms_jax.learner import Learner, Metrics
 from mnms_jax.replay import Batch, ReplayBank
-from mnms_jax.reward_model import Ranker, Ranking, Trials
+from mnms_jax.reward_model import Ranker, Trials
 from mnms_jax.space import SearchSpace
-from mnms_jax.types import Array, Params, Policy, PolicyOutput, PRNGKey
+from mnms_jax.types import Array, Params, Policy, PRNGKey
 
 _ASK, _TELL = range(2)  # uses of a round's key
 
@@ -30,6 +30,7 @@ class SearchState(NamedTuple):
     step: Array  # int32 [], rounds told
     key: PRNGKey  # []
     knowledge: Any = None  # what the ranker is given of other tasks
+    suggestions: Array | None = None  # int32 [P, D], designs that were good on other tasks
 
 
 class Proposal(NamedTuple):
@@ -63,8 +64,7 @@ def make_search(
     trials_per_task: int = 8,
     replay_capacity: int = 256,
     ranker: Ranker | None = None,
-    num_candidates: int = 128,
-    num_uniform: int = 64,
+    numbers: Numbers = Numbers(),  # noqa: B008, as a NamedTuple it can't change
     num_replayed: int = 0,
 ) -> Search:
     """Returns a search as three jit-compiled pure functions.
@@ -76,12 +76,10 @@ def make_search(
       num_tasks: number of tasks T.
       trials_per_task: children that a round trains on every task, so that B is T times this.
       replay_capacity: trials kept of every task; at least a round's.
-      ranker: chooses a round's trials from more samples of the policy, and none that the replay
-        bank holds as long as there are others; without one, all samples are trials.
-      num_candidates: samples of the policy to choose from, of every task; at least
+      ranker: chooses a round's trials from more designs, and none that the replay bank holds as
+        long as there are others; without one, the policy's samples are the trials.
+      numbers: of the designs that the ranker chooses from, for every task; together at least
         `trials_per_task`.
-      num_uniform: designs drawn at random to choose from as well, lest what the policy has come to
-        avoid stay out of reach.
       num_replayed: tasks after these that have a row in the replay bank too, which is learned from
         and never grows.
     """
@@ -89,7 +87,11 @@ def make_search(
     # Not on a device, so that searches can be made while others are traced.
     task_ids = np.tile(np.arange(num_tasks, dtype=np.int32), trials_per_task)
     sample = jax.vmap(policy.sample, in_axes=(None, 0, 0))
-    numbers = (max(num_candidates, trials_per_task), num_uniform)
+    evaluate = jax.vmap(policy.evaluate, in_axes=(None, 0, 0))
+    if ranker is not None:
+        choose_for = jax.vmap(
+            _make_chooser(space, policy, ranker, trials_per_task, numbers), (None, 0)
+        )
 
     def init(key: PRNGKey) -> SearchState:
         init_key, key = jax.random.split(key)
@@ -108,10 +110,8 @@ def make_search(
         if ranker is None:
             output = sample(state.params, jax.random.split(key, task_ids.size), task_ids)
         else:
-            candidates = _candidates(space, policy, state.params, key, num_tasks, numbers)
-            trials = _trials(state.replay, num_tasks)
-            scores = _rank(ranker, state.knowledge, trials, candidates.actions).scores
-            output = _choose(candidates, scores, trials, trials_per_task)
+            actions = choose_for(state, jnp.arange(num_tasks))  # [T, trials_per_task, D]
+            output = evaluate(state.params, jnp.concatenate(jnp.swapaxes(actions, 0, 1)), task_ids)
         return Proposal(jnp.asarray(task_ids), output.actions, output.log_probs)
 
     def tell(state: SearchState, proposal: Proposal, rewards: Array) -> tuple[SearchState, Metrics]:
@@ -123,11 +123,12 @@ def make_search(
             _round_key(state, _TELL), state.params, state.opt_state, baseline, replay, batch
         )
         told = (params, opt_state, baseline, replay, state.step + 1)
-        state = SearchState(*told, state.key, state.knowledge)
+        state = SearchState(*told, *state[len(told) :])
         if ranker is not None:
-            trials = _trials(replay, num_tasks)
-            beliefs = _rank(ranker, state.knowledge, trials, trials.actions[:, :1]).belief
-            metrics = {**metrics, **{f"belief/{t}": beliefs[t] for t in range(num_tasks)}}
+            for t in range(num_tasks):
+                trials = _trials(replay, t)
+                belief = ranker(state.knowledge, trials, trials.actions[:1]).belief
+                metrics = {**metrics, f"belief/{t}": belief}
         return state, metrics
 
     return Search(jax.jit(init), jax.jit(ask), jax.jit(tell))
@@ -137,62 +138,25 @@ def _round_key(state: SearchState, use: int) -> PRNGKey:
     return jax.random.fold_in(jax.random.fold_in(state.key, state.step), use)
 
 
-def _trials(replay: ReplayBank, num_tasks: int) -> Trials:
-    """Returns the trials of a bank's first tasks, with a leading axis of tasks."""
-    trials = Trials(replay.actions, replay.rewards, replay.valid)
-    return jax.tree.map(lambda x: x[:num_tasks], trials)
+def _trials(replay: ReplayBank, task_id: Array | int) -> Trials:
+    return Trials(replay.actions[task_id], replay.rewards[task_id], replay.valid[task_id])
 
 
-def _rank(ranker: Ranker, knowledge: Any, trials: Trials, designs: Array) -> Ranking:
-    """Ranks designs [T, M, D] for each task."""
-    return jax.vmap(ranker, in_axes=(None, 0, 0))(knowledge, trials, designs)
+def _make_chooser(
+    space: SearchSpace, policy: Policy, ranker: Ranker, number: int, numbers: Numbers
+) -> Callable[[SearchState, Array], Array]:
+    """Returns state, task_id [] -> the designs of a round, int32 [number, D]."""
 
+    def choose_for(state: SearchState, task_id: Array) -> Array:
+        key = jax.random.fold_in(_round_key(state, _ASK), task_id)
+        trials = _trials(state.replay, task_id)
+        suggestions = state.suggestions
+        if suggestions is None:
+            suggestions = jnp.zeros((0, space.num_decisions), jnp.int32)
+        designs = make_candidates(
+            key, space, policy, state.params, task_id, trials, suggestions, numbers
+        )
+        scores = ranker(state.knowledge, trials, designs).scores
+        return choose(designs, scores, trials, number)
 
-def _candidates(
-    space: SearchSpace,
-    policy: Policy,
-    params: Params,
-    key: PRNGKey,
-    num_tasks: int,
-    numbers: tuple[int, int],
-) -> PolicyOutput:
-    """Returns designs for each task, with leading axes [T, M]: the policy's, then random ones."""
-
-    def draw(policy: Policy, params: Params, keys: PRNGKey) -> PolicyOutput:
-        over_samples = jax.vmap(policy.sample, in_axes=(None, 0, None))
-        over_tasks = jax.vmap(over_samples, in_axes=(None, 0, 0))
-        return over_tasks(params, keys, jnp.arange(num_tasks, dtype=jnp.int32))
-
-    keys = jax.random.split(key, (num_tasks, sum(numbers)))
-    own, others = keys[:, : numbers[0]], keys[:, numbers[0] :]
-    return jax.tree.map(
-        lambda *parts: jnp.concatenate(parts, 1),
-        draw(policy, params, own),
-        draw(make_random_policy(space), {}, others),
-    )
-
-
-def _choose(candidates: PolicyOutput, scores: Array, trials: Trials, number: int) -> PolicyOutput:
-    """Returns each task's best candidates, each design once, and new ones first.
-
-    Args:
-      candidates: with leading axes [T, M].
-      scores: [T, M].
-      trials: what was tried, with a leading axis of tasks.
-      number: to choose for each task.
-
-    Returns:
-      The chosen ones [number * T], tasks taking turns.
-    """
-
-    def choose(candidates: PolicyOutput, scores: Array, trials: Trials) -> PolicyOutput:
-        designs = candidates.actions
-        earlier = jnp.tril(jnp.ones((len(designs), len(designs)), bool), -1)
-        repeated = jnp.any(jnp.all(designs[:, None] == designs[None], -1) & earlier, 1)
-        tried = jnp.all(designs[:, None] == trials.actions[None], -1) & trials.valid[None]
-        known = repeated | jnp.any(tried, 1)
-        _, best = jax.lax.top_k(jnp.where(known, -jnp.inf, scores), number)
-        return jax.tree.map(lambda x: x[best], candidates)
-
-    chosen = jax.vmap(choose)(candidates, scores, trials)
-    return jax.tree.map(lambda x: jnp.concatenate(jnp.swapaxes(x, 0, 1)), chosen)
+    return choose_for

@@ -28,6 +28,7 @@ from mnms_jax.types import Array, Choice, Params, Policy, PRNGKey, TaskTraits, U
 EMBEDDINGS = ("mean", "random", "similar", "inferred")
 TRAINED = ("all", "embedding")
 
+_NUM_SUGGESTED = 20  # best trials of each source that a new task's ranker chooses among
 _REPLAY_CAPACITY = 256  # trials of a task, unless a source has more that are learned from
 
 
@@ -147,10 +148,12 @@ def make_transfer_search(
         new = jax.nn.softmax(weights) @ table[:num_sources]
         warm = {**warm, "task_embedding": table.at[num_sources:].set(new)}
     others = jax.tree.map(lambda x: jnp.delete(x, np.array(rows)[~is_new], axis=0), sources)
-    model = built.fit(model_key, others) if start.ranked and len(others.size) else None
+    ranked = start.ranked and len(others.size) > 0
+    model = built.fit(model_key, others) if ranked else None
+    good = replay_lib.best(others, _NUM_SUGGESTED)[0].actions if ranked else None
 
     def init(key: PRNGKey) -> SearchState:
-        state = built.search.init(key)._replace(params=warm, knowledge=model)
+        state = built.search.init(key)._replace(params=warm, knowledge=model, suggestions=good)
         return built.recall(state, sources) if goes_on else state
 
     return built.targets, built.search._replace(init=init)
