@@ -118,9 +118,9 @@ def make_ranker(
     space: SearchSpace,
     *,
     belief: float = 0.5,
-    beta: float = 0.5,
+    beta: float = 1.5,
     noise: float = 0.3,
-    residual: float = 0.5,
+    residual: float = 1.0,
     decay: float = 2.0,
 ) -> Ranker:
     """Returns the ranker by upper confidence bounds (Srinivas et al. 2010), given a RewardModel.

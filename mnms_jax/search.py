@@ -106,13 +106,13 @@ def make_search(
         )
 
     def ask(state: SearchState) -> Proposal:
-        key = _round_key(state, _ASK)
+        key, ids = _round_key(state, _ASK), jnp.asarray(task_ids)
         if ranker is None:
-            output = sample(state.params, jax.random.split(key, task_ids.size), task_ids)
+            output = sample(state.params, jax.random.split(key, task_ids.size), ids)
         else:
             actions = choose_for(state, jnp.arange(num_tasks))  # [T, trials_per_task, D]
-            output = evaluate(state.params, jnp.concatenate(jnp.swapaxes(actions, 0, 1)), task_ids)
-        return Proposal(jnp.asarray(task_ids), output.actions, output.log_probs)
+            output = evaluate(state.params, jnp.concatenate(jnp.swapaxes(actions, 0, 1)), ids)
+        return Proposal(ids, output.actions, output.log_probs)
 
     def tell(state: SearchState, proposal: Proposal, rewards: Array) -> tuple[SearchState, Metrics]:
         chex.assert_rank([proposal.actions, rewards], [2, 1])
@@ -122,8 +122,8 @@ def make_search(
         params, opt_state, metrics = learner.update(
             _round_key(state, _TELL), state.params, state.opt_state, baseline, replay, batch
         )
-        told = (params, opt_state, baseline, replay, state.step + 1)
-        state = SearchState(*told, *state[len(told) :])
+        told = SearchState(params, opt_state, baseline, replay, state.step + 1, state.key)
+        state = told._replace(knowledge=state.knowledge, suggestions=state.suggestions)
         if ranker is not None:
             for t in range(num_tasks):
                 trials = _trials(replay, t)

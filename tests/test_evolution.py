@@ -1,38 +1,13 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy import SPACE
 
-from mnms_jax.evolution import make_evolution, mutate
+from mnms_jax.evolution import make_evolution
 from mnms_jax.space import Decision, SearchSpace
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 WIDE = SearchSpace([Decision(name, tuple(range(4))) for name in "abcdef"])
-
-
-def designs_of(space):
-    sizes = [len(decision.choices) for decision in space.decisions]
-    every = np.stack(np.unravel_index(np.arange(np.prod(sizes)), sizes), -1)
-    return {tuple(np.where(space.active(row), row, 0).tolist()) for row in every}
-
-
-def test_a_mutant_differs_in_one_active_decision(key):
-    """In the toy space, b hangs on a, and c on b."""
-    designs = sorted(designs_of(SPACE))
-    children = jax.jit(jax.vmap(lambda key, parent, stranger: mutate(key, SPACE, parent, stranger)))
-    for parent in designs:
-        keys = jax.random.split(key, 200)
-        strangers = jnp.array(designs)[jax.random.randint(key, (200,), 0, len(designs))]
-        mutants = np.asarray(children(keys, jnp.tile(jnp.array(parent), (200, 1)), strangers))
-        assert {tuple(row) for row in mutants.tolist()} <= set(designs) - {parent}
-        was, now = SPACE.active(np.array(parent)), SPACE.active(mutants)
-        changed = (mutants != np.array(parent)) & was & now
-        lost = was & ~now
-        assert ((changed.sum(1) == 1) | lost.any(1)).all()
-        # Each choice of another active decision is drawn.
-        assert len({tuple(row) for row in mutants.tolist()}) >= was.sum()
 
 
 def test_a_population_is_random_first_and_its_children_are_near_the_best(key):
