@@ -113,7 +113,7 @@ class TransferConfig(Config):
     )
     imitation: bool = _option(True, "Pre-train on the sources' best trials.")
     reward_model: bool = _option(
-        True, "Choose among the policy's samples by a model of the sources' and own rewards."
+        True, "Choose among many designs by a model of the sources' and the task's own rewards."
     )
     replay: bool = _option(
         False, "Learn from the sources' trials all along, so that the policy doesn't forget them."

@@ -74,8 +74,9 @@ def play_seeds(
     )
 
     def run(table: RewardTable, keys: PRNGKey) -> Played:
-        padded = jnp.concatenate([keys, keys[: -len(keys) % len(devices)]])
-        return jax.tree.map(lambda x: x[: len(keys)], spread(table, padded))
+        padded = len(keys) + -len(keys) % len(devices)
+        played = spread(table, keys[jnp.arange(padded) % len(keys)])
+        return jax.tree.map(lambda x: x[: len(keys)], played)
 
     return run
 

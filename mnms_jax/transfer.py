@@ -41,7 +41,8 @@ class WarmStart(NamedTuple):
         mixture that follows the new task's rewards, on top of which the learner moves it.
       trained: what the targets' rewards change: "all" weights, or the tasks' "embedding" alone.
       imitation_steps: of pre-training on the sources' best trials; 0: none.
-      ranked: whether a model of the sources' rewards chooses among the policy's samples.
+      ranked: whether a model of the sources' rewards chooses, among samples of the policy, random
+        designs, the sources' best ones, and variants of good ones.
       belief: prior probability that this model tells something of a new task; 1: no guard against
         negative transfer.
       replay: whether the sources' trials are learned from all along, so that the policy does not

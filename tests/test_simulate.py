@@ -56,7 +56,7 @@ def test_a_search_is_played_to_its_end(key):
         assert (repeats == np.asarray(played.rewards)[g][:, None]).any(1).all()
 
 
-@pytest.mark.parametrize("num_seeds", [3, 4])
+@pytest.mark.parametrize("num_seeds", [1, 3, 4])
 def test_seeds_are_spread_over_devices_and_each_is_its_own(num_seeds, key):
     strategy = make_strategy("random", SETUP)
     keys = jax.random.split(key, num_seeds)
