@@ -1,5 +1,6 @@
 """What a running search shows: a table on a terminal, a line a round elsewhere, TensorBoard."""
 
+import concurrent.futures
 import math
 import pathlib
 import time
@@ -35,7 +36,9 @@ class Tracker:
         import tensorboardX  # which takes seconds where PyTorch is installed
 
         self._console = console or rich.console.Console(stderr=True)
-        self._writer = tensorboardX.SummaryWriter(str(path), write_to_disk=True)
+        # Signals interrupt the main thread alone: interrupted, the writer would never close.
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "mnms-tensorboard")
+        self._writer = self._thread.submit(tensorboardX.SummaryWriter, str(path)).result()
         self._live = rich.live.Live(console=self._console) if self._console.is_terminal else None
 
     def __enter__(self) -> "Tracker":
@@ -51,7 +54,8 @@ class Tracker:
     ) -> None:
         if self._live:
             self._live.stop()
-        self._writer.close()
+        self._thread.submit(self._writer.close).result()
+        self._thread.shutdown()
 
     def show(self, progress: Progress) -> None:
         """Shows where the search stands."""
@@ -67,8 +71,11 @@ class Tracker:
             "time/idle_share": progress.idle_share,
             "time/trials_per_second": progress.trials_per_second,
         }
+        self._thread.submit(self._write, scalars, progress.round).result()
+
+    def _write(self, scalars: Mapping[str, float], step: int) -> None:
         for name, value in scalars.items():
-            self._writer.add_scalar(name, value, progress.round, time.time())
+            self._writer.add_scalar(name, value, step, time.time())
         self._writer.flush()
 
 
