@@ -6,10 +6,10 @@ it forgets nothing of them.
 Command:
   python -m experiments.schedule
 Variants, phases as TASKS:TRIALS[:replay][:frozen]:
-  --phases=sst2:24,imdb:8,ag_news_subset:8                  one task at a time
-  --phases=sst2+imdb:24,sst2+imdb+ag_news_subset:8:replay   a task joins
-  --phases=sst2+imdb:24,ag_news_subset:8:frozen             but for the new embedding
-  --from=runs/pretrain                                      the first phase has sources too
+  --phases=sst2:24,imdb:8,trec6:8                 one task at a time
+  --phases=sst2+imdb:24,sst2+imdb+trec6:8:replay  a task joins
+  --phases=sst2+imdb:24,trec6:8:frozen            its embedding alone is learned
+  --from=runs/pretrain                            the first phase has sources too
 The same command on the same --workdir resumes; phases to come may still change.
 """
 

@@ -1,14 +1,14 @@
 """Whole searches on tables of known rewards: functions of a key, compiled and mapped as one."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
-from mnms_jax.devices import AXIS, trial_sharding
+from mnms_jax.devices import map_trials, trial_sharding
 from mnms_jax.search import Search, SearchState
 from mnms_jax.tabular import RewardTable, TableBenchmark, draw_reward
 from mnms_jax.types import Array, PRNGKey
@@ -63,15 +63,10 @@ def play_seeds(
     Results have a leading axis of S. Numbers of seeds that the devices don't divide are padded.
     """
     sharding = trial_sharding(devices)
-    spread = jax.jit(
-        jax.shard_map(
-            jax.vmap(strategy, in_axes=(None, 0)),
-            mesh=sharding.mesh,
-            in_specs=(P(), P(AXIS)),
-            out_specs=P(AXIS),
-            check_vma=False,  # as in `map_trials`
-        )
-    )
+
+    @jax.jit
+    def spread(table: RewardTable, keys: PRNGKey) -> Played:
+        return map_trials(jax.vmap(functools.partial(strategy, table)), sharding)(keys)
 
     def run(table: RewardTable, keys: PRNGKey) -> Played:
         padded = len(keys) + -len(keys) % len(devices)
