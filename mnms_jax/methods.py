@@ -108,11 +108,12 @@ def _make_random(space: SearchSpace, trials_per_round: int) -> Search:
 
 
 @functools.lru_cache(maxsize=4)
-def _make_cold(space: SearchSpace, trials_per_round: int) -> Search:
-    policy = make_policy(space, 1)
+def make_cold_search(space: SearchSpace, trials_per_task: int, num_tasks: int = 1) -> Search:
+    """Returns the search of a controller that starts from nothing, trained by PPO."""
+    policy = make_policy(space, num_tasks)
     # As many updates a trial as with rounds of eight trials: with more, it settles too early.
-    learner = make_ppo_learner(policy, num_updates=trials_per_round)
-    return make_search(space, policy, learner, num_tasks=1, trials_per_task=trials_per_round)
+    learner = make_ppo_learner(policy, num_updates=trials_per_task)
+    return make_search(space, policy, learner, num_tasks=num_tasks, trials_per_task=trials_per_task)
 
 
 @functools.lru_cache(maxsize=4)
@@ -244,7 +245,7 @@ _METHODS = {
     method.name: method
     for method in (
         Method("random", lambda space, sources, number, key: _make_random(space, number)),
-        Method("cold", lambda space, sources, number, key: _make_cold(space, number)),
+        Method("cold", lambda space, sources, number, key: make_cold_search(space, number)),
         Method("evolution", lambda space, sources, number, key: _make_evolution(space, number)),
         Method("portfolio", _make_portfolio, uses_sources=True),
         Method("tpe", _make_tpe),

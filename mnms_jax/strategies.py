@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from mnms_jax.controller import make_policy
 from mnms_jax.learner import make_ppo_learner
-from mnms_jax.methods import Method, make_methods, make_transfer_method
+from mnms_jax.methods import Method, make_cold_search, make_methods, make_transfer_method
 from mnms_jax.replay import ReplayBank, init_replay
 from mnms_jax.search import Search, make_search
 from mnms_jax.simulate import Played, Strategy, play
@@ -76,16 +76,7 @@ def _num_rounds(setup: TableSetup) -> int:
 
 
 def _multitask(setup: TableSetup) -> Strategy:
-    policy = make_policy(setup.space, len(setup.targets))
-    # As many updates a trial as with rounds of eight trials on each task.
-    learner = make_ppo_learner(policy, num_updates=setup.trials_per_round)
-    search = make_search(
-        setup.space,
-        policy,
-        learner,
-        num_tasks=len(setup.targets),
-        trials_per_task=setup.trials_per_round,
-    )
+    search = make_cold_search(setup.space, setup.trials_per_round, len(setup.targets))
 
     def strategy(table: RewardTable, key: PRNGKey) -> Played:
         played = play(search, table, jnp.array(setup.targets), _num_rounds(setup), key)[1]
