@@ -28,6 +28,7 @@ _LEVEL = 2.0  # prior deviation of the target's level
 # prior deviation of the logarithm of that.
 _SCALES = (0.25, 0.5, 1.0, 2.0)
 _SCALE_DEVIATION = 0.7
+_BLOCK = 16  # observations that are conditioned on at once
 
 
 class RewardModel(NamedTuple):
@@ -142,6 +143,7 @@ def make_ranker(
 
     def rank(model: RewardModel | None, trials: Trials, candidates: Array) -> Ranking:
         chex.assert_rank([trials.actions, trials.rewards, candidates], [2, 1, 2])
+        trials = _whole_blocks(trials)
         filled, centre, scale = _fill(trials)
         if model is not None:
             scale = model.scale
@@ -190,38 +192,56 @@ def _condition(
 ) -> _Posterior:
     """Conditions a Gaussian process on S versions of some observations, at M other points.
 
-    One observation after another: each changes what is expected of all the rest, and its own
-    likelihood is that of what was expected of it. Unlike a factorisation it stops at the last
-    observation, and needs no LAPACK, whose calls from vmapped loops were seen to hang XLA on CPUs.
+    A Cholesky decomposition of the observations' covariance, whose rows go on over the other points
+    (Rasmussen & Williams 2006, algorithm 2.1). It takes them a block at a time, so as to be matrix
+    products, ends with the last observation, and needs no LAPACK, whose calls from vmapped loops
+    were seen to hang XLA on CPUs.
 
     Args:
-      y: [S, N], of mean zero; the first `count` are observations.
+      y: [S, N], of mean zero; the first `count` are observations. N is a multiple of `_BLOCK`.
       covariance: [N, N + M], of the points observed with them and the others.
       variance: [M], of the others.
       count: int32 [].
       noise: deviation of an observation.
     """
     num_scales, size = y.shape
-    level = _LEVEL**2
-    start = (
-        jnp.zeros((num_scales, covariance.shape[1])),
-        covariance + level,
-        variance + level,
-        jnp.zeros(num_scales),
-    )
+    covariance, variance = covariance + _LEVEL**2, variance + _LEVEL**2
 
-    def observe(i: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
-        mean, covariance, variance, evidence = state
-        row = covariance[i]
-        total = row[i] + noise**2
-        surprise = y[:, i] - mean[:, i]
-        mean = mean + surprise[:, None] * row[None] / total
-        covariance = covariance - row[:size, None] * row[None] / total
-        variance = variance - row[size:] ** 2 / total
-        return mean, covariance, variance, evidence - (surprise**2 / total + jnp.log(total)) / 2
+    def observe(start: Array, i: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        rows, errors, evidence = state
+        total = rows[i, start + i] + noise**2
+        is_there, after = start + i < count, jnp.arange(_BLOCK) > i
+        row = jnp.where(is_there, rows[i] / jnp.sqrt(total), 0)
+        error = jnp.where(is_there, errors[:, i] / jnp.sqrt(total), 0)
+        known = jnp.where(after, row[start + jnp.arange(_BLOCK)], 0)
+        rows = (rows - known[:, None] * row[None]).at[i].set(row)
+        errors = (errors - error[:, None] * known[None]).at[:, i].set(error)
+        return rows, errors, evidence - (error**2 + jnp.where(is_there, jnp.log(total), 0)) / 2
 
-    mean, _, variance, evidence = jax.lax.fori_loop(0, count, observe, start)
-    return _Posterior(evidence, mean[:, size:], jnp.sqrt(jnp.maximum(variance, 1e-6)))
+    def observe_block(b: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        factor, errors, evidence = state  # [N, N + M], [S, N], [S]
+        start = b * _BLOCK
+        take = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=_BLOCK)
+        own = take(factor, axis=1)
+        block = (take(covariance) - own.T @ factor, take(y, axis=1) - errors @ own, evidence)
+        rows, error, evidence = jax.lax.fori_loop(
+            0, _BLOCK, functools.partial(observe, start), block
+        )
+        put = jax.lax.dynamic_update_slice_in_dim
+        return put(factor, rows, start, 0), put(errors, error, start, 1), evidence
+
+    state = (jnp.zeros_like(covariance), jnp.zeros_like(y), jnp.zeros(num_scales))
+    blocks = (count + _BLOCK - 1) // _BLOCK
+    factor, errors, evidence = jax.lax.fori_loop(0, blocks, observe_block, state)
+    others = factor[:, size:]
+    left = jnp.maximum(variance - jnp.sum(others**2, axis=0), 1e-6)
+    return _Posterior(evidence, errors @ others, jnp.sqrt(left))
+
+
+def _whole_blocks(trials: Trials) -> Trials:
+    """Returns the trials with room up to a multiple of `_BLOCK`."""
+    room = -len(trials.valid) % _BLOCK
+    return jax.tree.map(lambda x: jnp.pad(x, [(0, room)] + [(0, 0)] * (x.ndim - 1)), trials)
 
 
 def _fill(trials: Trials) -> tuple[Array, Array, Array]:

@@ -55,25 +55,25 @@ def trials_of(rows, capacity=32, rewards=None):
 
 def test_conditioning_is_gaussian_process_regression():
     rng = np.random.default_rng(0)
-    x, others = rng.normal(size=(7, 2)), rng.normal(size=(5, 2))
-    y = rng.normal(size=(2, 7))
+    x, others = rng.normal(size=(21, 2)), rng.normal(size=(5, 2))
+    y = rng.normal(size=(2, 21))
     level, noise = 4.0, 0.3
     kernel = ConstantKernel(level, "fixed") + RBF(1.0, "fixed")
     points = np.concatenate([x, others])
-    # Three rows more than there are observations.
-    covariance = np.zeros((10, 15))
+    # More rows than there are observations.
+    covariance = np.zeros((48, 53))
     known = RBF(1.0)(x, points)
-    covariance[:7, :7], covariance[:7, 10:] = known[:, :7], known[:, 7:]
-    padded = jnp.pad(jnp.asarray(y, jnp.float32), ((0, 0), (0, 3)))
+    covariance[:21, :21], covariance[:21, 48:] = known[:, :21], known[:, 21:]
+    padded = jnp.pad(jnp.asarray(y, jnp.float32), ((0, 0), (0, 27)))
     found = _condition(
-        padded, jnp.asarray(covariance, jnp.float32), jnp.ones(5), jnp.int32(7), noise
+        padded, jnp.asarray(covariance, jnp.float32), jnp.ones(5), jnp.int32(21), noise
     )
     for s in range(2):
         expected = GaussianProcessRegressor(kernel, alpha=noise**2, optimizer=None).fit(x, y[s])
         mean, deviation = expected.predict(others, return_std=True)
         np.testing.assert_allclose(found.mean[s], mean, atol=2e-4)
         np.testing.assert_allclose(found.deviation, deviation, atol=2e-4)
-        likelihood = expected.log_marginal_likelihood_value_ + 3.5 * np.log(2 * np.pi)
+        likelihood = expected.log_marginal_likelihood_value_ + 21 / 2 * np.log(2 * np.pi)
         assert float(found.evidence[s]) == pytest.approx(likelihood, abs=2e-3)
 
 
