@@ -156,7 +156,6 @@ def _make_chooser(
         designs = make_candidates(
             key, space, policy, state.params, task_id, trials, suggestions, numbers
         )
-        scores = ranker(state.knowledge, trials, designs).scores
-        return choose(designs, scores, trials, number)
+        return choose(ranker, state.knowledge, trials, designs, number)
 
     return choose_for

@@ -78,7 +78,7 @@ def test_conditioning_is_gaussian_process_regression():
 
 
 def test_without_any_trial_the_sources_best_design_comes_first(key):
-    model = fit_reward_model(key, SPACE, make_sources(key))
+    model = fit_reward_model(SPACE, make_sources(key))
     ranking = jax.jit(make_ranker(SPACE))(model, trials_of([]), DESIGNS)
     values = value(DESIGNS)
     assert float(values[jnp.argmax(ranking.scores)]) >= float(jnp.sort(values)[-3])
@@ -100,8 +100,8 @@ def test_cold_it_learns_from_the_tasks_own_trials():
 def test_sources_that_tell_nothing_are_soon_not_believed_and_do_no_harm(key):
     rows = np.random.default_rng(1).permutation(81)[:20]
     rest = np.setdiff1d(np.arange(81), rows)
-    good = fit_reward_model(key, SPACE, make_sources(key))
-    useless = fit_reward_model(key, SPACE, make_sources(key, shuffled=True))
+    good = fit_reward_model(SPACE, make_sources(key))
+    useless = fit_reward_model(SPACE, make_sources(key, shuffled=True))
     rankings = {
         name: make_ranker(SPACE, beta=0.0)(model, trials_of(rows), DESIGNS)
         for name, model in (("good", good), ("useless", useless), ("cold", None))
@@ -122,7 +122,7 @@ def test_sources_that_tell_nothing_are_soon_not_believed_and_do_no_harm(key):
 
 
 def test_scores_follow_the_scale_and_level_of_rewards(key):
-    model = fit_reward_model(key, SPACE, make_sources(key))
+    model = fit_reward_model(SPACE, make_sources(key))
     rows = np.random.default_rng(2).permutation(81)[:20]
     rank = functools.partial(make_ranker(SPACE), model)
     there = rank(trials_of(rows), DESIGNS).scores
@@ -144,7 +144,7 @@ def test_failed_trials_count_as_the_worst():
 
 
 def test_it_maps_over_tasks_alike(key):
-    model = fit_reward_model(key, SPACE, make_sources(key))
+    model = fit_reward_model(SPACE, make_sources(key))
     rank = functools.partial(make_ranker(SPACE), model)
     both = [trials_of([1, 5, 9]), trials_of([3, 4, 50, 60, 70])]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *both)
