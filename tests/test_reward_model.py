@@ -7,10 +7,14 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
+from mnms_jax import reward_model
+from mnms_jax.lockstep import leave_out
 from mnms_jax.replay import ReplayBank
 from mnms_jax.reward_model import (
     Trials,
     _condition,
+    _expected_by_sources,
+    _make_distance,
     fit_reward_model,
     make_ranker,
 )
@@ -75,6 +79,61 @@ def test_conditioning_is_gaussian_process_regression():
         np.testing.assert_allclose(found.deviation, deviation, atol=2e-4)
         likelihood = expected.log_marginal_likelihood_value_ + 21 / 2 * np.log(2 * np.pi)
         assert float(found.evidence[s]) == pytest.approx(likelihood, abs=2e-3)
+
+
+def test_a_source_expects_what_gaussian_process_regression_does(key):
+    sources = leave_out(make_sources(key, number=30), 2)
+    # One has failures, the other fewer trials.
+    rewards = sources.rewards.at[0, 3].set(jnp.nan)
+    sources = sources._replace(rewards=rewards, size=jnp.array([30, 17]))
+    model = fit_reward_model(SPACE, sources)
+    distance = _make_distance(SPACE)
+    found = _expected_by_sources(distance, model, DESIGNS)
+    for t, size in enumerate((30, 17)):
+        designs, rewards = sources.actions[t, :size], np.asarray(sources.rewards[t, :size])
+        middle, high = np.nanquantile(rewards, 0.5), np.nanquantile(rewards, 0.9)
+        y = np.clip(np.nan_to_num((rewards - middle) / (high - middle), nan=-3), -3, 3)
+
+        def covariance(a, b):
+            return 4 + np.exp(-model.kernel.decay * np.asarray(distance(a, b)))
+
+        noisy = covariance(designs, designs) + model.kernel.noise**2 * np.eye(size)
+        expected = covariance(DESIGNS, designs) @ np.linalg.solve(noisy, y)
+        np.testing.assert_allclose(found[:, t], expected, atol=5e-3)
+
+
+def test_the_kernel_is_the_likeliest_one(key):
+    """Designs that are alike have rewards that are, and shuffled ones say nothing of others."""
+    told = fit_reward_model(SPACE, make_sources(key))
+    shuffled = fit_reward_model(SPACE, make_sources(key, shuffled=True))
+    assert told.kernel.decay <= 4 and told.kernel.noise == pytest.approx(0.15)
+    assert shuffled.kernel.decay == 16
+
+
+def test_numbers_are_as_far_apart_as_their_ranks_and_names_all_the_same():
+    space = SearchSpace(
+        [Decision("rate", (0.1, 0.001, 0.01)), Decision("kind", ("a", "b", "c", "d"))]
+    )
+    designs = jnp.array([[0, 0], [1, 0], [2, 0], [0, 3], [1, 2]])
+    distances = _make_distance(space)(designs, designs)
+    np.testing.assert_allclose(distances[0], [0, 0.5, 0.25, 0.5, 1], atol=1e-6)
+    np.testing.assert_allclose(distances, distances.T, atol=1e-6)
+
+
+def test_of_very_many_trials_those_taken_are_spread_over_the_rewards():
+    size, number = 700, reward_model._MOST_TRIALS
+    rewards = np.random.default_rng(0).permutation(1000.0 * np.arange(1000) / 1000)
+    valid = jnp.arange(1000) < size
+    trials = Trials(jnp.arange(1000)[:, None], jnp.asarray(rewards), valid)
+    taken = reward_model._thin_out(trials)
+    assert taken.rewards.shape == (number,) and taken.valid.all()
+    np.testing.assert_array_equal(taken.rewards, rewards[taken.actions[:, 0]])
+    own = np.sort(rewards[:size])[::-1]
+    assert taken.rewards[0] == own[0] and len(set(taken.rewards.tolist())) == number
+    ranks = np.searchsorted(-own, -np.asarray(taken.rewards))
+    assert np.diff(ranks).max() <= size // number + 1 and ranks[-1] >= size - 3
+    few = reward_model._thin_out(jax.tree.map(lambda x: x[:4], trials))
+    assert sorted(few.rewards.tolist()) == sorted(rewards[:4].tolist())
 
 
 def test_without_any_trial_the_sources_best_design_comes_first(key):
