@@ -32,17 +32,23 @@ _LEVEL = 2.0  # prior deviation of a task's level
 _SCALES = (0.25, 0.5, 1.0, 2.0)
 _SCALE_DEVIATION = 0.7
 _BLOCK = 16  # observations that are conditioned on at once
-# What a fit chooses among, see Kernel; and what holds where there is nothing to choose by.
-_DECAYS = (2.0, 4.0, 8.0, 16.0)
+_DECAYS = (2.0, 4.0, 8.0, 16.0)  # among which a fit chooses, see Kernel
 _NOISES = (0.15, 0.3, 0.6, 1.2)
+_DECAY, _NOISE = 8.0, 0.3  # where there is nothing to choose by
+_VARIANCE = 2.0  # of a Kernel
 _MOST_TRIALS = 256  # of a source that are conditioned on
 
 
 class Kernel(NamedTuple):
-    """How alike rewards of different designs are; numbers are in units of a task's scale."""
+    """How alike the rewards of two designs are, in units of a task's scale; a pytree.
 
-    decay: Any = 4.0  # how much less if all of a design's decisions differ, as a logarithm
-    noise: Any = 0.3  # deviation of a trial's reward
+    With d the share of the decisions that differ, each counting as much as it matters, their
+    covariance is exp(-decay d) + 1 - d: what designs do as a whole, and what each decision adds.
+    """
+
+    importance: Array  # [D], sum 1, of the decisions
+    decay: Array | float
+    noise: Array | float  # deviation of a trial's reward
 
 
 class RewardModel(NamedTuple):
@@ -72,8 +78,8 @@ class Ranking(NamedTuple):
 
 # What is known of the sources, the task's trials, designs int32 [M, D] -> their ranking.
 Ranker: TypeAlias = Callable[[Any, Trials, Array], Ranking]
-# Designs int32 [N, D] and [M, D] -> distances [N, M].
-Distance: TypeAlias = Callable[[Array, Array], Array]
+# Importance of decisions [D], designs int32 [N, D] and [M, D] -> distances [N, M].
+Distance: TypeAlias = Callable[[Array, Array, Array], Array]
 
 
 def fit_reward_model(space: SearchSpace, sources: ReplayBank) -> RewardModel:
@@ -87,22 +93,25 @@ def fit_reward_model(space: SearchSpace, sources: ReplayBank) -> RewardModel:
     targets = (sources.rewards - centre[:, None]) / scale[:, None]
     targets = jnp.clip(jnp.where(jnp.isnan(targets), -_MOST, targets), -_MOST, _MOST)
     known = Trials(sources.actions, targets, sources.valid)
-    actions, y, valid = jax.vmap(lambda trials: _whole_blocks(_thin_out(trials)))(known)
-    y, distances = jnp.where(valid, y, 0), jax.vmap(distance)(actions, actions)
+    actions, y, valid = known = jax.vmap(lambda trials: _whole_blocks(_thin_out(trials)))(known)
+    y = jnp.where(valid, y, 0)
+    importance = _importance(space, known)
+    distances = jax.vmap(functools.partial(distance, importance))(actions, actions)
 
     def likelihood(kernel: Kernel) -> Array:
         def of_source(y: Array, distances: Array, valid: Array) -> Array:
-            alike = jnp.exp(-kernel.decay * distances)
-            return _condition(y[None], alike, jnp.ones(0), jnp.sum(valid), kernel.noise).evidence[0]
+            alike, count = _covariance(kernel, distances), jnp.sum(valid)
+            return _condition(y[None], alike, jnp.ones(0), count, kernel.noise).evidence[0]
 
         return jnp.sum(jax.vmap(of_source)(y, distances, valid))
 
-    kernels = Kernel(*jnp.array(list(itertools.product(_DECAYS, _NOISES))).T)
+    decays, noises = jnp.array(list(itertools.product(_DECAYS, _NOISES))).T
+    kernels = Kernel(jnp.tile(importance, (len(decays), 1)), decays, noises)
     likeliest = jnp.argmax(jax.lax.map(likelihood, kernels))
     kernel = jax.tree.map(lambda x: x[likeliest], kernels)
 
     def weights(y: Array, distances: Array, valid: Array) -> Array:
-        covariance = jnp.exp(-kernel.decay * distances) + _LEVEL**2
+        covariance = _covariance(kernel, distances) + _LEVEL**2
         covariance *= valid[:, None] & valid[None]
         # Not by a factorisation: see `_condition`.
         solve = jsp.sparse.linalg.cg
@@ -148,9 +157,14 @@ def make_ranker(
         # Likelihoods are of rewards, not of scaled ones.
         prior -= jnp.sum(trials.valid) * jnp.log(scales)
         count, designs = jnp.sum(trials.valid), jnp.concatenate([trials.actions, candidates])
-        distances, kernel = distance(trials.actions, designs), Kernel()  # [N, N + M]
-        alike = jnp.exp(-kernel.decay * distances)
-        cold = _condition(y, alike, jnp.ones(len(candidates)), count, kernel.noise)
+        uniform = jnp.full(space.num_decisions, 1 / space.num_decisions)
+        kernel = Kernel(uniform, _DECAY, _NOISE)
+        variance = jnp.full(len(candidates), _VARIANCE)
+
+        def own_covariance(kernel: Kernel) -> Array:  # [N, N + M]
+            return _covariance(kernel, distance(kernel.importance, trials.actions, designs))
+
+        cold = _condition(y, own_covariance(kernel), variance, count, kernel.noise)
         evidence = prior + cold.evidence
         if model is None:
             weights = jax.nn.softmax(evidence) * scales
@@ -164,8 +178,8 @@ def make_ranker(
         own, others = jnp.split(spread, [len(trials.actions)])
         warm = _condition(
             y - mixed[None, : len(own)],
-            own @ spread.T + residual**2 * jnp.exp(-model.kernel.decay * distances),
-            jnp.sum(others**2, -1) + residual**2,
+            own @ spread.T + residual**2 * own_covariance(model.kernel),
+            jnp.sum(others**2, -1) + residual**2 * variance,
             count,
             model.kernel.noise,
         )
@@ -189,7 +203,7 @@ class _Posterior(NamedTuple):
 
 
 def _condition(
-    y: Array, covariance: Array, variance: Array, count: Array, noise: float
+    y: Array, covariance: Array, variance: Array, count: Array, noise: Array | float
 ) -> _Posterior:
     """Conditions a Gaussian process on S versions of some observations, at M other points.
 
@@ -273,12 +287,40 @@ def _expected_by_sources(distance: Distance, model: RewardModel, designs: Array)
     """Returns what each source expects of designs [M, D], as scaled rewards [M, T]."""
     num_tasks, size, num_decisions = model.actions.shape
     flat = model.actions.reshape(-1, num_decisions)
-    alike = jnp.exp(-model.kernel.decay * distance(designs, flat)) + _LEVEL**2
-    return jnp.einsum("mtn,tn->mt", alike.reshape(-1, num_tasks, size), model.weights)
+    alike = _covariance(model.kernel, distance(model.kernel.importance, designs, flat))
+    alike = alike.reshape(-1, num_tasks, size) + _LEVEL**2
+    return jnp.einsum("mtn,tn->mt", alike, model.weights)
+
+
+def _covariance(kernel: Kernel, distances: Array) -> Array:
+    return jnp.exp(-kernel.decay * distances) + 1 - distances
+
+
+def _importance(space: SearchSpace, trials: Trials) -> Array:
+    """Returns how much each decision matters, [D] with sum 1, from tasks' trials [T, N, ...].
+
+    It is the share of the rewards' variance that lies between the decision's choices, less what
+    chance would give (omega squared), on average over tasks. A little is the same for all.
+    """
+
+    def of_decision(actions: Array, y: Array, valid: Array) -> Array:
+        member = jax.nn.one_hot(actions, space.max_choices) * valid[:, None]  # [N, C]
+        size = jnp.sum(member, 0)
+        count, groups = jnp.sum(size), jnp.sum(size > 0)
+        centred = jnp.where(valid, y - jnp.sum(y * valid) / jnp.maximum(count, 1), 0)
+        between = jnp.sum((centred @ member) ** 2 / jnp.maximum(size, 1))
+        total = jnp.sum(centred**2)
+        chance = (groups - 1) * (total - between) / jnp.maximum(count - groups, 1)
+        return jnp.maximum(between - chance, 0) / jnp.maximum(total, 1e-6)
+
+    over_decisions = jax.vmap(of_decision, in_axes=(1, None, None))
+    shares = jnp.mean(jax.vmap(over_decisions)(*trials), 0)
+    floor = jnp.full(space.num_decisions, 0.1 / space.num_decisions)
+    return (0.9 * shares + floor) / jnp.sum(0.9 * shares + floor)
 
 
 def _make_distance(space: SearchSpace) -> Distance:
-    """Returns how much of two designs differs, from 0 to 1: the mean over their decisions.
+    """Returns how much of two designs differs, from 0 to 1: the decisions' importance, summed.
 
     Choices that are numbers are as far apart as their ranks, from the lowest to the highest 1;
     others are either equal or not.
@@ -286,20 +328,20 @@ def _make_distance(space: SearchSpace) -> Distance:
     # Each choice is a row of bits, and the distance a weighted number of bits that differ, so that
     # it is a matrix product.
     blocks = [_bits(decision) for decision in space.decisions]
-    ends = np.cumsum([bits.shape[1] for bits, _ in blocks])
-    codes = np.zeros((space.num_decisions, space.max_choices, ends[-1]), np.float32)
-    for own, (bits, _), end in zip(codes, blocks, ends, strict=True):
-        own[: len(bits), end - bits.shape[1] : end] = bits
-    bit_weights = np.concatenate([np.full(bits.shape[1], weight) for bits, weight in blocks])
-    root = np.sqrt(bit_weights / space.num_decisions).astype(np.float32)
+    widths = [bits.shape[1] for bits, _ in blocks]
+    codes = np.zeros((space.num_decisions, space.max_choices, sum(widths)), np.float32)
+    for own, (bits, weight), end in zip(codes, blocks, np.cumsum(widths), strict=True):
+        own[: len(bits), end - bits.shape[1] : end] = bits * np.sqrt(weight)
 
-    def encode(actions: Array) -> Array:  # [N, D] -> [N, bits]
-        return jnp.sum(jnp.asarray(codes * root)[np.arange(space.num_decisions), actions], axis=1)
+    def distance(importance: Array, a: Array, b: Array) -> Array:
+        table = jnp.asarray(codes) * jnp.sqrt(importance)[:, None, None]
 
-    def distance(a: Array, b: Array) -> Array:
+        def encode(actions: Array) -> Array:  # [N, D] -> [N, bits]
+            return jnp.sum(table[np.arange(space.num_decisions), actions], axis=1)
+
         a, b = encode(a), encode(b)
         squares = jnp.sum(a**2, 1)[:, None] + jnp.sum(b**2, 1)[None]
-        return jnp.maximum(squares - 2 * a @ b.T, 0)
+        return jnp.clip(squares - 2 * a @ b.T, 0, 1)
 
     return distance
 

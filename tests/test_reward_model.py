@@ -95,7 +95,8 @@ def test_a_source_expects_what_gaussian_process_regression_does(key):
         y = np.clip(np.nan_to_num((rewards - middle) / (high - middle), nan=-3), -3, 3)
 
         def covariance(a, b):
-            return 4 + np.exp(-model.kernel.decay * np.asarray(distance(a, b)))
+            distances = np.asarray(distance(model.kernel.importance, a, b))
+            return 4 + np.exp(-model.kernel.decay * distances) + 1 - distances
 
         noisy = covariance(designs, designs) + model.kernel.noise**2 * np.eye(size)
         expected = covariance(DESIGNS, designs) @ np.linalg.solve(noisy, y)
@@ -110,13 +111,24 @@ def test_the_kernel_is_the_likeliest_one(key):
     assert shuffled.kernel.decay == 16
 
 
+def test_decisions_matter_by_how_much_of_the_variance_they_explain(key):
+    """In VALUES the choices of the first deviate most; shuffled, none matters."""
+    told = fit_reward_model(SPACE, make_sources(key)).kernel.importance
+    every = value(DESIGNS)
+    between = jnp.array(
+        [jnp.var(jnp.array([every[DESIGNS[:, d] == c].mean() for c in range(3)])) for d in range(4)]
+    )
+    assert float(jnp.sum(told)) == pytest.approx(1)
+    np.testing.assert_allclose(told, 0.9 * between / between.sum() + 0.025, atol=0.05)
+
+
 def test_numbers_are_as_far_apart_as_their_ranks_and_names_all_the_same():
     space = SearchSpace(
         [Decision("rate", (0.1, 0.001, 0.01)), Decision("kind", ("a", "b", "c", "d"))]
     )
     designs = jnp.array([[0, 0], [1, 0], [2, 0], [0, 3], [1, 2]])
-    distances = _make_distance(space)(designs, designs)
-    np.testing.assert_allclose(distances[0], [0, 0.5, 0.25, 0.5, 1], atol=1e-6)
+    distances = _make_distance(space)(jnp.array([0.6, 0.4]), designs, designs)
+    np.testing.assert_allclose(distances[0], [0, 0.6, 0.3, 0.4, 1], atol=1e-6)
     np.testing.assert_allclose(distances, distances.T, atol=1e-6)
 
 
@@ -166,7 +178,7 @@ def test_sources_that_tell_nothing_are_soon_not_believed_and_do_no_harm(key):
         for name, model in (("good", good), ("useless", useless), ("cold", None))
     }
     assert float(rankings["good"].belief) > 0.9
-    assert float(rankings["useless"].belief) < 0.1
+    assert float(rankings["useless"].belief) < 0.2
 
     def correlation(ranking):
         return np.corrcoef(ranking.scores[rest], value(DESIGNS)[rest])[0, 1]
