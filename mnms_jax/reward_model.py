@@ -129,7 +129,7 @@ def make_ranker(
     space: SearchSpace,
     *,
     belief: float = 0.5,
-    beta: float = 0.5,
+    beta: float = 1.2,
     residual: float = 1.0,
 ) -> Ranker:
     """Returns the ranker by upper confidence bounds (Srinivas et al. 2010), given a RewardModel.
