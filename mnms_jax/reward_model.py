@@ -117,12 +117,9 @@ def fit_reward_model(space: SearchSpace, sources: ReplayBank) -> RewardModel:
         solve = jsp.sparse.linalg.cg
         return solve(lambda x: covariance @ x + kernel.noise**2 * x, y, tol=1e-4)[0]
 
-    return RewardModel(
-        actions,
-        jax.vmap(weights)(y, distances, valid),
-        kernel,
-        jnp.exp(jnp.mean(jnp.log(scale))),
-    )
+    has_rewards = jnp.any(sources.valid & ~jnp.isnan(sources.rewards), axis=1)
+    usual = jnp.sum(jnp.log(scale), where=has_rewards) / jnp.maximum(jnp.sum(has_rewards), 1)
+    return RewardModel(actions, jax.vmap(weights)(y, distances, valid), kernel, jnp.exp(usual))
 
 
 def make_ranker(
