@@ -1,12 +1,12 @@
 """The designs among which a search's ranker chooses."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mnms_jax.controller import are_active, make_random_policy
-from mnms_jax.reward_model import Ranker, Trials
+from mnms_jax.reward_model import Trials
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, Policy, PRNGKey
 
@@ -65,33 +65,21 @@ def make_candidates(
     return jnp.concatenate([sampled, drawn, mutants, suggestions])
 
 
-def choose(ranker: Ranker, knowledge: Any, trials: Trials, designs: Array, number: int) -> Array:
+def choose(designs: Array, scores: Array, trials: Trials, number: int) -> Array:
     """Returns the best designs, each once, and new ones first (unbatched; callers vmap).
 
-    One after another: each is ranked as if those before it had earned what was expected of them,
-    so that designs of a round aren't alike (Desautels et al. 2014, "Parallelizing
-    exploration-exploitation tradeoffs in Gaussian process bandit optimization").
-
     Args:
-      ranker: says which is the best.
-      knowledge: of the ranker.
-      trials: what was tried.
       designs: int32 [M, D].
+      scores: [M].
+      trials: what was tried.
       number: to choose.
     """
     earlier = jnp.tril(jnp.ones((len(designs), len(designs)), bool), -1)
     repeated = jnp.any(jnp.all(designs[:, None] == designs[None], -1) & earlier, 1)
-    trials = jax.tree.map(lambda x: jnp.pad(x, [(0, number)] + [(0, 0)] * (x.ndim - 1)), trials)
-
-    def choose_next(trials: Trials, _: None) -> tuple[Trials, Array]:
-        tried = jnp.all(designs[:, None] == trials.actions[None], -1) & trials.valid[None]
-        ranking = ranker(knowledge, trials, designs)
-        best = jnp.argmax(jnp.where(repeated | jnp.any(tried, 1), -jnp.inf, ranking.scores))
-        row = Trials(designs[best], ranking.expected[best], jnp.array(True))
-        there = jnp.sum(trials.valid)
-        return jax.tree.map(lambda x, new: x.at[there].set(new), trials, row), designs[best]
-
-    return jax.lax.scan(choose_next, trials, None, number)[1]
+    tried = jnp.all(designs[:, None] == trials.actions[None], -1) & trials.valid[None]
+    known = repeated | jnp.any(tried, 1)
+    _, best = jax.lax.top_k(jnp.where(known, -jnp.inf, scores), number)
+    return designs[best]
 
 
 def mutate(key: PRNGKey, space: SearchSpace, parent: Array, stranger: Array) -> Array:

@@ -156,6 +156,7 @@ def _make_chooser(
         designs = make_candidates(
             key, space, policy, state.params, task_id, trials, suggestions, numbers
         )
-        return choose(ranker, state.knowledge, trials, designs, number)
+        scores = ranker(state.knowledge, trials, designs).scores
+        return choose(designs, scores, trials, number)
 
     return choose_for

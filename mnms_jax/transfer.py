@@ -134,7 +134,7 @@ def make_transfer_search(
     capacity = max(_REPLAY_CAPACITY, trials_per_task, most)
     layout = _Layout(num_sources, rows, tuple(replayed), trials_per_task, capacity)
     built = _build(space, layout, start, make_policy, make_learner)
-    init_key, imitation_key = jax.random.split(key)
+    init_key, model_key, imitation_key = jax.random.split(key, 3)
     warm = built.policy.init(init_key)
     if params is not None:
         table = warm["task_embedding"].at[:num_sources].set(params["task_embedding"])
@@ -150,7 +150,7 @@ def make_transfer_search(
         warm = {**warm, "task_embedding": table.at[num_sources:].set(new)}
     others = jax.tree.map(lambda x: jnp.delete(x, np.array(rows)[~is_new], axis=0), sources)
     ranked = start.ranked and len(others.size) > 0
-    model = built.fit(others) if ranked else None
+    model = built.fit(model_key, others) if ranked else None
     good = replay_lib.best(others, _NUM_SUGGESTED)[0].actions if ranked else None
 
     def init(key: PRNGKey) -> SearchState:
@@ -186,7 +186,7 @@ class _Built(NamedTuple):
     targets: Policy  # over the tasks that are learned from, the targets first
     search: Search  # that starts from nothing
     imitate: Callable[[PRNGKey, Params, ReplayBank], Params]
-    fit: Callable[[ReplayBank], RewardModel]
+    fit: Callable[[PRNGKey, ReplayBank], RewardModel]
     recall: Callable[[SearchState, ReplayBank], SearchState]
 
 
@@ -224,8 +224,8 @@ def _build(
         return imitate(key, policy, params, sources, num_steps=start.imitation_steps)
 
     @jax.jit
-    def fit(sources: ReplayBank) -> RewardModel:
-        return fit_reward_model(space, sources)
+    def fit(key: PRNGKey, sources: ReplayBank) -> RewardModel:
+        return fit_reward_model(key, space, sources)
 
     @jax.jit
     def recall(state: SearchState, sources: ReplayBank) -> SearchState:

@@ -6,7 +6,7 @@ from toy import SPACE
 
 from mnms_jax.candidates import Numbers, choose, make_candidates, mutate
 from mnms_jax.controller import make_policy
-from mnms_jax.reward_model import Ranking, Trials
+from mnms_jax.reward_model import Trials
 from mnms_jax.space import Decision, SearchSpace
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -88,32 +88,10 @@ def test_without_trials_or_suggestions_there_are_samples_and_random_designs(key)
     np.testing.assert_array_equal(found, candidates(key, Numbers(30, 20, 10)))
 
 
-def by_table(scores):
-    """Returns a ranker that knows the scores of designs of one decision."""
-    return lambda _, trials, designs: Ranking(
-        jnp.array(scores)[designs[:, 0]], jnp.zeros(len(designs)), jnp.float32(0)
-    )
-
-
 def test_the_best_new_designs_are_chosen_once_each():
     designs = jnp.array([[0], [1], [2], [1], [3]])
-    ranker = by_table([0.1, 0.9, 0.5, 0.95])
+    scores = jnp.array([0.1, 0.9, 0.5, 0.95, 0.7])
     tried = Trials(jnp.array([[3], [0]]), jnp.zeros(2), jnp.array([True, False]))
     # The 3 was tried; the 0 was not; the second 1 repeats the first.
-    assert choose(ranker, None, tried, designs, 3).tolist() == [[1], [2], [0]]
-    assert choose(ranker, None, tried, designs, 4).tolist()[:3] == [[1], [2], [0]]
-
-
-def test_designs_of_a_round_are_chosen_as_if_those_before_had_their_expected_rewards():
-    seen = []
-
-    def ranker(knowledge, trials, designs):
-        jax.debug.callback(lambda *x: seen.append(x), trials.rewards, trials.valid, ordered=True)
-        return Ranking(knowledge + designs[:, 0], 10.0 * designs[:, 0], jnp.float32(0))
-
-    tried = Trials(jnp.array([[5], [0]]), jnp.array([0.5, 0]), jnp.array([True, False]))
-    chosen = choose(ranker, jnp.float32(1), tried, jnp.array([[1], [2], [3]]), 3)
-    jax.effects_barrier()
-    assert chosen.tolist() == [[3], [2], [1]]
-    rewards = [reward[valid].tolist() for reward, valid in seen]
-    assert rewards == [[0.5], [0.5, 30], [0.5, 30, 20]]
+    assert choose(designs, scores, tried, 3).tolist() == [[1], [2], [0]]
+    assert choose(designs, scores, tried, 4).tolist()[:3] == [[1], [2], [0]]
