@@ -21,8 +21,7 @@ from absl import flags
 
 import mnms_jax as mnms
 from mnms_jax.advantage import Advantage
-from mnms_jax.methods import MakeSearch, make_transfer_method
-from mnms_jax.replay import ReplayBank
+from mnms_jax.methods import MakeSearch, Sources, make_transfer_method
 from mnms_jax.transfer import make_transfer_learner
 from mnms_jax.types import Params
 
@@ -33,8 +32,15 @@ _METHODS = flags.DEFINE_list(
     [
         *("random", "cold", "portfolio", "tpe", "tpe_enqueued", "transfer", "transfer_useless"),
         *("transfer_random", "transfer_inferred", "transfer_frozen", "transfer_unguarded"),
-        *("transfer_policy", "transfer_model", "transfer_replay", "policy_frozen"),
-        *("policy_unimitated", "policy_replay", "policy_blind", "policy_noskip"),
+        *("transfer_policy", "transfer_model", "transfer_replay", "transfer_unsuggested"),
+        *(
+            "policy",
+            "policy_frozen",
+            "policy_unimitated",
+            "policy_replay",
+            "policy_blind",
+            "policy_noskip",
+        ),
         *("policy_onpolicy", "policy_relative", "policy_std"),
     ],
     "Methods to compare.",
@@ -101,13 +107,14 @@ def useless(make: MakeSearch) -> MakeSearch:
     """Returns the method that is given sources whose rewards have changed places."""
 
     def make_useless(
-        space: mnms.SearchSpace, sources: ReplayBank, number: int, key: jax.Array
+        space: mnms.SearchSpace, sources: Sources, number: int, key: jax.Array
     ) -> mnms.Search:
         rng = np.random.default_rng(int(jax.random.bits(key)))
-        rewards = np.array(sources.rewards)
-        for row, size in zip(rewards, np.asarray(sources.size).tolist(), strict=True):
+        rewards = np.array(sources.trials.rewards)
+        for row, size in zip(rewards, np.asarray(sources.trials.size).tolist(), strict=True):
             row[:size] = rng.permutation(row[:size])
-        return make(space, sources._replace(rewards=jnp.asarray(rewards)), number, key)
+        trials = sources.trials._replace(rewards=jnp.asarray(rewards))
+        return make(space, sources._replace(trials=trials), number, key)
 
     return make_useless
 

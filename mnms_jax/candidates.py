@@ -1,12 +1,13 @@
 """The designs among which a search's ranker chooses."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mnms_jax.controller import are_active, make_random_policy
-from mnms_jax.reward_model import Trials
+from mnms_jax.reward_model import Ranking, Trials
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, Policy, PRNGKey
 
@@ -40,7 +41,7 @@ def make_candidates(
       params: of the policy.
       task_id: int32 [].
       trials: the task's.
-      suggestions: int32 [P, D], designs that were good on other tasks.
+      suggestions: int32 [P, D], designs that were good on other tasks; they come first.
       numbers: of designs.
     """
     policy_key, uniform_key, parent_key, mutation_key, stranger_key = jax.random.split(key, 5)
@@ -62,24 +63,51 @@ def make_candidates(
         jax.random.split(mutation_key, numbers.mutated), space, parents[chosen], strangers
     )
     sampled = draw(policy, params, policy_key, numbers.sampled)
-    return jnp.concatenate([sampled, drawn, mutants, suggestions])
+    return jnp.concatenate([suggestions, sampled, drawn, mutants])
 
 
-def choose(designs: Array, scores: Array, trials: Trials, number: int) -> Array:
-    """Returns the best designs, each once, and new ones first (unbatched; callers vmap).
+def choose(
+    rank: Callable[[Trials, Array], Ranking],
+    designs: Array,
+    trials: Trials,
+    number: int,
+    num_suggestions: int = 0,
+    num_suggested: int = 0,
+) -> Array:
+    """Returns the designs for a task's next trials, int32 [number, D] (unbatched; callers vmap).
+
+    One after another: each is ranked as if those before it had earned what was expected of them,
+    so that designs of a round aren't alike (Desautels et al. 2014, "Parallelizing
+    exploration-exploitation tradeoffs in Gaussian process bandit optimization"). No design is tried
+    twice as long as there are others.
 
     Args:
-      designs: int32 [M, D].
-      scores: [M].
+      rank: a ranker that knows the sources.
+      designs: int32 [M, D], to choose from.
       trials: what was tried.
       number: to choose.
+      num_suggestions: so many first designs are suggestions, in the order to try them.
+      num_suggested: among the task's first so many trials every other one is the next suggestion,
+        whatever the ranker says.
     """
     earlier = jnp.tril(jnp.ones((len(designs), len(designs)), bool), -1)
     repeated = jnp.any(jnp.all(designs[:, None] == designs[None], -1) & earlier, 1)
-    tried = jnp.all(designs[:, None] == trials.actions[None], -1) & trials.valid[None]
-    known = repeated | jnp.any(tried, 1)
-    _, best = jax.lax.top_k(jnp.where(known, -jnp.inf, scores), number)
-    return designs[best]
+    is_suggestion = jnp.arange(len(designs)) < num_suggestions
+    trials = jax.tree.map(lambda x: jnp.pad(x, [(0, number)] + [(0, 0)] * (x.ndim - 1)), trials)
+
+    def choose_next(trials: Trials, _: None) -> tuple[Trials, Array]:
+        count = jnp.sum(trials.valid)
+        ranking = rank(trials, designs)
+        tried = jnp.all(designs[:, None] == trials.actions[None], -1) & trials.valid[None]
+        is_new = ~repeated & ~jnp.any(tried, 1)
+        best = jnp.argmax(jnp.where(is_new, ranking.scores, -jnp.inf))
+        suggestion = jnp.argmax(is_new & is_suggestion)  # the first; 0 if there is none
+        is_turn = (count < num_suggested) & (count % 2 == 0) & (is_new & is_suggestion)[suggestion]
+        chosen = jnp.where(is_turn, suggestion, best)
+        expected = Trials(designs[chosen], ranking.expected[chosen], jnp.array(True))
+        return jax.tree.map(lambda x, row: x.at[count].set(row), trials, expected), designs[chosen]
+
+    return jax.lax.scan(choose_next, trials, None, number)[1]
 
 
 def mutate(key: PRNGKey, space: SearchSpace, parent: Array, stranger: Array) -> Array:

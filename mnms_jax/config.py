@@ -42,6 +42,11 @@ class Config:
     embeddings: tuple[str, ...] = _option(
         (), "More pre-trained embeddings as name=path: GloVe or word2vec text, or .npz."
     )
+    reward_model: bool = _option(
+        True,
+        "Choose among many designs by a model of the task's own rewards, and of the sources'; "
+        "without it, the policy's samples are the trials, as published.",
+    )
     early_stopping: float = _option(
         0.0,
         "Share of a task's children that is stopped at each rung, the worst at that number of "
@@ -112,8 +117,10 @@ class TransferConfig(Config):
         "all", "What rewards change: all weights, or the new tasks' embeddings alone.", TRAINED
     )
     imitation: bool = _option(True, "Pre-train on the sources' best trials.")
-    reward_model: bool = _option(
-        True, "Choose among many designs by a model of the sources' and the task's own rewards."
+    suggested: int = _option(
+        20,
+        "Of so many first trials on a new task, every other one is one of the sources' best "
+        "designs, whatever the reward model says.",
     )
     replay: bool = _option(
         False, "Learn from the sources' trials all along, so that the policy doesn't forget them."
@@ -127,9 +134,11 @@ class TransferConfig(Config):
         """Checks what the flags' types can't.
 
         Raises:
-          UserError: see Config, or a renamed that isn't old=new.
+          UserError: see Config, a negative number, or a renamed that isn't old=new.
         """
         super().__post_init__()
+        if self.suggested < 0:
+            raise UserError(f"--suggested={self.suggested}: must be at least 0")
         for entry in self.renamed:
             if not all(entry.partition("=")):
                 raise UserError(f"--renamed={entry}: must be old=new")
@@ -142,6 +151,7 @@ class TransferConfig(Config):
             self.trained,
             imitation_steps=200 if self.imitation else 0,
             ranked=self.reward_model,
+            suggested=self.suggested,
             belief=0.5 if self.guard else 1.0,
             replay=self.replay,
         )

@@ -35,6 +35,7 @@ from mnms_jax.report import (
     summary_json,
     top_records,
 )
+from mnms_jax.reward_model import make_ranker
 from mnms_jax.run import Budget, RoundSetup, run_rounds
 from mnms_jax.search import Search, SearchState, make_search
 from mnms_jax.sources import digest, load_sources, similarities, to_save
@@ -45,6 +46,7 @@ from mnms_jax.tasks.inputs import TextInputs
 from mnms_jax.tasks.packaged import cache_folder
 from mnms_jax.tasks.reference import tfidf_logistic_regression
 from mnms_jax.tasks.registry import load_tasks
+from mnms_jax.tasks.text import task_traits
 from mnms_jax.tracking import Tracker
 from mnms_jax.training.fit import Request, Trainer
 from mnms_jax.transfer import make_transfer_search
@@ -138,7 +140,7 @@ def make_search_from(
             params=sources.params,
             targets=[known.index(t.name) if t.name in known else None for t in bench.tasks],
             trials_per_task=config.trials_per_task,
-            similarity=similarities(sources, bench.tasks),
+            similarity=similarities([task_traits(task) for task in bench.tasks], sources.traits),
             start=config.warm_start,
         )
     space, num_tasks = bench.family.space, len(bench.tasks)
@@ -149,8 +151,14 @@ def make_search_from(
         policy = make_policy(space, num_tasks)
         make = make_ppo_learner if config.learner == "ppo" else make_reinforce_learner
         learner = make(policy, advantage=advantage)
+    ranked = config.reward_model and config.learner != "random"
     search = make_search(
-        space, policy, learner, num_tasks=num_tasks, trials_per_task=config.trials_per_task
+        space,
+        policy,
+        learner,
+        num_tasks=num_tasks,
+        trials_per_task=config.trials_per_task,
+        ranker=make_ranker(space) if ranked else None,
     )
     return policy, search
 

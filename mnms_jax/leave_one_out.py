@@ -40,9 +40,11 @@ from mnms_jax.lockstep import (
     task_key,
 )
 from mnms_jax.methods import Method
+from mnms_jax.sources import similarities
 from mnms_jax.space import nearest
 from mnms_jax.store import TrialLog, claim_folder
 from mnms_jax.tabular import TableBenchmark, draw_reward
+from mnms_jax.tasks.text import task_traits
 from mnms_jax.training.fit import Request, TrialResult
 from mnms_jax.types import UserError
 
@@ -120,6 +122,7 @@ def run_text_leave_one_out(
             dataclasses.replace(config, seed=seed), bench.family, bench.inputs
         ).train
 
+    traits = [task_traits(task) for task in bench.tasks]
     setup = LeaveOneOutSetup(
         bench.family.space,
         tuple(task.name for task in bench.tasks),
@@ -128,6 +131,7 @@ def run_text_leave_one_out(
         tuple(seeds),
         config.num_trials,
         trials_per_round,
+        similarities(traits, traits),
     )
     return run_leave_one_out(
         setup,
@@ -212,9 +216,16 @@ def _check(setup: LeaveOneOutSetup, contenders: Sequence[str]) -> None:
     for name in contenders:
         if name not in names:
             raise UserError(f"method {name!r} isn't among those to run{nearest(name, names)}")
+    _check_sources(setup, names)
+
+
+def _check_sources(setup: LeaveOneOutSetup, names: Sequence[str]) -> None:
     transfers = any(method.uses_sources for method in setup.methods)
     if transfers and len(setup.task_names) < 2:
         raise UserError("leaving one task out takes at least two tasks")
     for name in SOURCE_METHODS if transfers else ("random",):
         if name not in names:
             raise UserError(f"add the method {name}: its trials are needed by the others")
+    for method in setup.methods:
+        if method.uses_similarity and setup.similarity is None:
+            raise UserError(f"method {method.name!r} needs to know how alike the tasks are")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from mnms_jax.methods import Method
+from mnms_jax.methods import Method, Sources
 from mnms_jax.replay import ReplayBank
 from mnms_jax.run import check_logged, identity, make_requests
 from mnms_jax.search import Proposal, Search, SearchState
@@ -41,6 +41,7 @@ class LeaveOneOutSetup(NamedTuple):
       seeds: of the searches and of the children, all results being paired by them.
       num_trials: of every search.
       trials_per_round: of every search, trained between two updates of its controller.
+      similarity: [T, T], how alike each task (row) is to the others, see `task_similarity`.
     """
 
     space: SearchSpace
@@ -50,6 +51,7 @@ class LeaveOneOutSetup(NamedTuple):
     seeds: tuple[int, ...]
     num_trials: int = 100
     trials_per_round: int = 2
+    similarity: np.ndarray | None = None
 
 
 def search_seed(setup: LeaveOneOutSetup, seed: int, folder: pathlib.Path) -> dict[str, TrialLog]:
@@ -124,9 +126,11 @@ def _make_runs(
             continue
         # Common random numbers: the methods' keys are equal, which makes differences smaller.
         make_key, init_key = jax.random.split(task_key(seed, name))
-        search = method.make(
-            setup.space, leave_out(bank, task_id), setup.trials_per_round, make_key
-        )
+        similarity = None
+        if setup.similarity is not None:
+            similarity = jnp.asarray(np.delete(setup.similarity[task_id], task_id))
+        sources = Sources(leave_out(bank, task_id), similarity)
+        search = method.make(setup.space, sources, setup.trials_per_round, make_key)
         yield _Run(task_id, name, search, search.init(init_key), log, own)
 
 

@@ -15,13 +15,22 @@ from mnms_jax.controller import make_policy, make_random_policy
 from mnms_jax.evolution import make_evolution
 from mnms_jax.learner import make_null_learner, make_ppo_learner
 from mnms_jax.replay import ReplayBank
+from mnms_jax.reward_model import make_ranker
 from mnms_jax.search import Proposal, Search, SearchState, make_search
 from mnms_jax.space import SearchSpace, nearest
 from mnms_jax.transfer import WarmStart, make_transfer_search
 from mnms_jax.types import AnyArray, Array, PRNGKey, UserError
 
-# Space, sources, trials a round B, key -> search. The sources' rows are other tasks' trials.
-MakeSearch = Callable[[SearchSpace, ReplayBank, int, PRNGKey], Search]
+
+class Sources(NamedTuple):
+    """What a search of one new task is told of other tasks."""
+
+    trials: ReplayBank  # of T tasks
+    similarity: Array | None = None  # [T], as `make_transfer_search` takes it; None: unknown
+
+
+# Space, sources, trials a round B, key -> search.
+MakeSearch = Callable[[SearchSpace, Sources, int, PRNGKey], Search]
 
 _TRIED_OF_EACH = 20  # trials of each source whose designs the portfolio has
 _ENQUEUED_OF_EACH = 2  # so that Optuna's own search begins after some ten trials
@@ -34,27 +43,32 @@ class Method(NamedTuple):
     Attributes:
       name: of the method; also that of its folder.
       make: makes the search from the sources.
-      uses_sources: whether it reads them; the others get a bank without trials.
+      uses_sources: whether it reads them; the others are told of no trials.
+      uses_similarity: whether it needs the tasks' similarity to their sources.
     """
 
     name: str
     make: MakeSearch
     uses_sources: bool = False
+    uses_similarity: bool = False
 
 
 def make_methods(names: Sequence[str]) -> tuple[Method, ...]:
     """Returns methods by name.
 
     random: uniformly random designs.
-    cold: a controller that starts from nothing, trained by PPO.
+    cold: a controller that starts from nothing, trained by PPO, with a model of the task's rewards.
+    policy: that controller without the model.
     evolution: regularised evolution, see `make_evolution`.
     portfolio: the sources' best designs, see `best_designs`; then random ones.
     tpe: Optuna's tree-structured Parzen estimator.
     tpe_enqueued: the same, after the first few of the portfolio.
     transfer: `make_transfer_search` with its defaults. The others change one thing each:
-      transfer_random and transfer_inferred the new task's embedding, transfer_frozen trains it
-      alone, transfer_unguarded believes the sources, transfer_policy has no model of rewards,
-      transfer_model no imitation, and transfer_replay learns from the sources' trials all along.
+      transfer_random, transfer_similar and transfer_inferred the new task's embedding,
+      transfer_frozen trains it alone, transfer_unguarded believes the sources,
+      transfer_unsuggested tries only what the model chooses, transfer_policy has no model of
+      rewards, transfer_model no imitation, and transfer_replay learns from the sources' trials all
+      along.
 
     Raises:
       UserError: an unknown name, or Optuna is needed and isn't installed.
@@ -65,33 +79,6 @@ def make_methods(names: Sequence[str]) -> tuple[Method, ...]:
         if name.startswith("tpe"):
             _import_optuna()
     return tuple(_METHODS[name] for name in names)
-
-
-def best_designs(sources: ReplayBank, number: int, key: PRNGKey) -> tuple[Array, Array]:
-    """Returns the sources' best designs in the order to try them, and how many these are.
-
-    The sources take turns: the best design of each, then the second best of each. No common scale
-    of rewards is needed so, and no source is preferred; their order within a turn is random.
-
-    Args:
-      sources: T tasks' trials; failed ones don't count.
-      number: of best trials of each source that are looked at.
-      key: of the order.
-
-    Returns:
-      Designs int32 [P, D], P at most T times the number, and the number of the first ones that
-      count, int32 []: those after them are repeats, or there to fill up.
-    """
-    order = jax.random.permutation(key, len(sources.size))
-    batch, there = replay_lib.best(jax.tree.map(lambda x: x[order], sources), number)
-
-    def take_turns(x: Array) -> Array:
-        return jnp.swapaxes(x.reshape(len(order), -1, *x.shape[1:]), 0, 1).reshape(x.shape)
-
-    designs, there = take_turns(batch.actions), take_turns(there)
-    same = jnp.all(designs[:, None] == designs[None], -1) & there[None]
-    known = jnp.any(jnp.tril(same, -1), 1) | ~there
-    return designs[jnp.argsort(known, stable=True)], jnp.sum(~known)
 
 
 # The same search serves all tasks and seeds, so that it is compiled once.
@@ -108,12 +95,24 @@ def _make_random(space: SearchSpace, trials_per_round: int) -> Search:
 
 
 @functools.lru_cache(maxsize=4)
-def make_cold_search(space: SearchSpace, trials_per_task: int, num_tasks: int = 1) -> Search:
-    """Returns the search of a controller that starts from nothing, trained by PPO."""
+def make_cold_search(
+    space: SearchSpace, trials_per_task: int, num_tasks: int = 1, ranked: bool = True
+) -> Search:
+    """Returns the search of a controller that starts from nothing, trained by PPO.
+
+    With `ranked`, a model of each task's own rewards chooses among its samples and other designs.
+    """
     policy = make_policy(space, num_tasks)
     # As many updates a trial as with rounds of eight trials: with more, it settles too early.
     learner = make_ppo_learner(policy, num_updates=trials_per_task)
-    return make_search(space, policy, learner, num_tasks=num_tasks, trials_per_task=trials_per_task)
+    return make_search(
+        space,
+        policy,
+        learner,
+        num_tasks=num_tasks,
+        trials_per_task=trials_per_task,
+        ranker=make_ranker(space) if ranked else None,
+    )
 
 
 @functools.lru_cache(maxsize=4)
@@ -124,23 +123,28 @@ def _make_evolution(space: SearchSpace, trials_per_round: int) -> Search:
 def make_transfer_method(name: str, start: WarmStart, **parts: Any) -> Method:
     """Returns a search of one new task by `make_transfer_search`, with these of its arguments."""
 
-    def make(
-        space: SearchSpace, sources: ReplayBank, trials_per_round: int, key: PRNGKey
-    ) -> Search:
+    def make(space: SearchSpace, sources: Sources, trials_per_round: int, key: PRNGKey) -> Search:
+        similarity = None if sources.similarity is None else sources.similarity[None]
         return make_transfer_search(
-            key, space, sources, trials_per_task=trials_per_round, start=start, **parts
+            key,
+            space,
+            sources.trials,
+            trials_per_task=trials_per_round,
+            similarity=similarity,
+            start=start,
+            **parts,
         )[1]
 
-    return Method(name, make, uses_sources=True)
+    return Method(name, make, True, uses_similarity=start.embedding == "similar")
 
 
 def _make_portfolio(
-    space: SearchSpace, sources: ReplayBank, trials_per_round: int, key: PRNGKey
+    space: SearchSpace, sources: Sources, trials_per_round: int, key: PRNGKey
 ) -> Search:
     random = _make_random(space, trials_per_round)
-    if not len(sources.size):
+    if not len(sources.trials.size):
         return random
-    designs, number = best_designs(sources, _TRIED_OF_EACH, key)
+    designs, number = replay_lib.best_designs(sources.trials, _TRIED_OF_EACH, key)
 
     def ask(state: SearchState) -> Proposal:
         proposal = random.ask(state)
@@ -155,7 +159,7 @@ def _make_portfolio(
 
 def _make_tpe(
     space: SearchSpace,
-    sources: ReplayBank,
+    sources: Sources,
     trials_per_round: int,
     key: PRNGKey,
     enqueued_of_each: int = 0,
@@ -169,7 +173,7 @@ def _make_tpe(
     random = _make_random(space, trials_per_round)
     first: np.ndarray = np.zeros((0, space.num_decisions))
     if enqueued_of_each:
-        designs, number = best_designs(sources, enqueued_of_each, key)
+        designs, number = replay_lib.best_designs(sources.trials, enqueued_of_each, key)
         first = np.asarray(designs[: int(number)])
     choices = {
         decision.name: optuna.distributions.CategoricalDistribution(range(len(decision.choices)))
@@ -246,6 +250,10 @@ _METHODS = {
     for method in (
         Method("random", lambda space, sources, number, key: _make_random(space, number)),
         Method("cold", lambda space, sources, number, key: make_cold_search(space, number)),
+        Method(
+            "policy",
+            lambda space, sources, number, key: make_cold_search(space, number, ranked=False),
+        ),
         Method("evolution", lambda space, sources, number, key: _make_evolution(space, number)),
         Method("portfolio", _make_portfolio, uses_sources=True),
         Method("tpe", _make_tpe),
@@ -259,8 +267,10 @@ _METHODS = {
             for name, start in (
                 ("transfer", WarmStart()),
                 ("transfer_random", WarmStart(embedding="random")),
+                ("transfer_similar", WarmStart(embedding="similar")),
                 ("transfer_inferred", WarmStart(embedding="inferred")),
                 ("transfer_frozen", WarmStart(trained="embedding")),
+                ("transfer_unsuggested", WarmStart(suggested=0)),
                 ("transfer_unguarded", WarmStart(belief=1.0)),
                 ("transfer_policy", WarmStart(ranked=False)),
                 ("transfer_model", WarmStart(imitation_steps=0)),

@@ -92,6 +92,35 @@ def best(replay: ReplayBank, number: int) -> tuple[Batch, Array]:
     return batch, jnp.isfinite(rewards.reshape(-1))
 
 
+def best_designs(sources: ReplayBank, number: int, key: PRNGKey) -> tuple[Array, Array]:
+    """Returns the sources' best designs in the order to try them, and how many these are.
+
+    The sources take turns: the best design of each, then the second best of each. No common scale
+    of rewards is needed so, and no source is preferred; their order within a turn is random.
+
+    Args:
+      sources: T tasks' trials; failed ones don't count.
+      number: of best trials of each source that are looked at.
+      key: of the order.
+
+    Returns:
+      Designs int32 [P, D], P at most T times the number, and the number of different ones, int32
+      []: those after them repeat the first.
+    """
+    order = jax.random.permutation(key, len(sources.size))
+    batch, there = best(jax.tree.map(lambda x: x[order], sources), number)
+
+    def take_turns(x: Array) -> Array:
+        return jnp.swapaxes(x.reshape(len(order), -1, *x.shape[1:]), 0, 1).reshape(x.shape)
+
+    designs, there = take_turns(batch.actions), take_turns(there)
+    same = jnp.all(designs[:, None] == designs[None], -1) & there[None]
+    known = jnp.any(jnp.tril(same, -1), 1) | ~there
+    count = jnp.sum(~known)
+    order = jnp.argsort(known, stable=True)
+    return designs[jnp.where(jnp.arange(len(order)) < count, order, order[0])], count
+
+
 def sample(replay: ReplayBank, key: PRNGKey, batch_size: int) -> Batch:
     """Draws `batch_size` trials with replacement, the same number from every task.
 

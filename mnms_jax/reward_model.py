@@ -52,6 +52,7 @@ class Ranking(NamedTuple):
     """What a ranker says of M designs for one task."""
 
     scores: Array  # [M], higher is better worth a trial
+    expected: Array  # [M], rewards
     belief: Array  # [], probability that the sources tell something of this task
 
 
@@ -121,7 +122,8 @@ def make_ranker(
     space: SearchSpace,
     *,
     belief: float = 0.5,
-    beta: float = 1.5,
+    beta: float = 1.0,
+    beta_alone: float = 3.0,
     noise: float = 0.3,
     residual: float = 1.0,
     decay: float = 2.0,
@@ -135,6 +137,7 @@ def make_ranker(
       space: the search space.
       belief: prior probability that the sources tell something of the target; 1: no guard.
       beta: deviations that a design's score lies above its expected reward.
+      beta_alone: the same without a model of sources, where there is more to be explored.
       noise: deviation of a trial's reward.
       residual: deviation of what the sources' model can't know.
       decay: how much less alike rewards are if all of a design's decisions differ, as a logarithm.
@@ -157,10 +160,11 @@ def make_ranker(
         count, designs = jnp.sum(trials.valid), jnp.concatenate([trials.actions, candidates])
         alike = similarity(trials.actions, designs)  # [N, N + M]
         cold = _condition(y, alike, jnp.ones(len(candidates)), count, noise)
-        evidence, scores = prior + cold.evidence, cold.mean + beta * cold.deviation[None]
+        evidence = prior + cold.evidence
         if model is None:
             weights = jax.nn.softmax(evidence)
-            return Ranking((weights * scales) @ scores, jnp.float32(0))
+            expected, deviation = (weights * scales) @ cold.mean, weights @ scales * cold.deviation
+            return Ranking(expected + beta_alone * deviation, centre + expected, jnp.float32(0))
         features = jax.vmap(functools.partial(_features, space, model.network))(designs)
         own, others = jnp.split(features, [len(trials.actions)])
         spread = features @ model.head_covariance
@@ -172,13 +176,15 @@ def make_ranker(
             count,
             noise,
         )
-        warm_scores = expected[None, len(own) :] + warm.mean + beta * warm.deviation[None]
+        means = jnp.stack([cold.mean, expected[None, len(own) :] + warm.mean])
+        deviations = jnp.stack([cold.deviation, warm.deviation])
         evidences = jnp.stack(
             [evidence + jnp.log1p(-belief), prior + warm.evidence + jnp.log(belief)]
         )
         weights = jax.nn.softmax(evidences, axis=(0, 1))
-        scores = jnp.einsum("hs,s,hsm->m", weights, scales, jnp.stack([scores, warm_scores]))
-        return Ranking(scores, jnp.sum(weights[1]))
+        expected = jnp.einsum("hs,s,hsm->m", weights, scales, means)
+        deviation = jnp.einsum("hs,s,hm->m", weights, scales, deviations)
+        return Ranking(expected + beta * deviation, centre + expected, jnp.sum(weights[1]))
 
     return rank
 

@@ -1,5 +1,6 @@
 """A search as pure functions: ask for children to train, tell their rewards."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ class SearchState(NamedTuple):
     step: Array  # int32 [], rounds told
     key: PRNGKey  # []
     knowledge: Any = None  # what the ranker is given of other tasks
-    suggestions: Array | None = None  # int32 [P, D], designs that were good on other tasks
+    suggestions: Array | None = None  # int32 [P, D], good on other tasks, in the order to try them
 
 
 class Proposal(NamedTuple):
@@ -65,6 +66,7 @@ def make_search(
     replay_capacity: int = 256,
     ranker: Ranker | None = None,
     numbers: Numbers = Numbers(),  # noqa: B008, as a NamedTuple it can't change
+    num_suggested: int = 0,
     num_replayed: int = 0,
 ) -> Search:
     """Returns a search as three jit-compiled pure functions.
@@ -80,6 +82,8 @@ def make_search(
         long as there are others; without one, the policy's samples are the trials.
       numbers: of the designs that the ranker chooses from, for every task; together at least
         `trials_per_task`.
+      num_suggested: among the first so many trials of a task every other one is the state's next
+        suggestion, whatever the ranker says.
       num_replayed: tasks after these that have a row in the replay bank too, which is learned from
         and never grows.
     """
@@ -90,7 +94,7 @@ def make_search(
     evaluate = jax.vmap(policy.evaluate, in_axes=(None, 0, 0))
     if ranker is not None:
         choose_for = jax.vmap(
-            _make_chooser(space, policy, ranker, trials_per_task, numbers), (None, 0)
+            _make_chooser(space, policy, ranker, trials_per_task, numbers, num_suggested), (None, 0)
         )
 
     def init(key: PRNGKey) -> SearchState:
@@ -143,7 +147,12 @@ def _trials(replay: ReplayBank, task_id: Array | int) -> Trials:
 
 
 def _make_chooser(
-    space: SearchSpace, policy: Policy, ranker: Ranker, number: int, numbers: Numbers
+    space: SearchSpace,
+    policy: Policy,
+    ranker: Ranker,
+    number: int,
+    numbers: Numbers,
+    num_suggested: int,
 ) -> Callable[[SearchState, Array], Array]:
     """Returns state, task_id [] -> the designs of a round, int32 [number, D]."""
 
@@ -156,7 +165,7 @@ def _make_chooser(
         designs = make_candidates(
             key, space, policy, state.params, task_id, trials, suggestions, numbers
         )
-        scores = ranker(state.knowledge, trials, designs).scores
-        return choose(designs, scores, trials, number)
+        rank = functools.partial(ranker, state.knowledge)
+        return choose(rank, designs, trials, number, len(suggestions), num_suggested)
 
     return choose_for

@@ -17,7 +17,7 @@ from mnms_jax.space import SearchSpace
 from mnms_jax.store import TrialRecord
 from mnms_jax.tasks.text import task_traits
 from mnms_jax.transfer import make_bank, task_similarity
-from mnms_jax.types import Array, Params, Task, UserError
+from mnms_jax.types import Array, Params, Task, TaskTraits, UserError
 
 
 def load_sources(
@@ -62,10 +62,9 @@ def load_sources(
     return saved._replace(space=space, params=params, trials=trials)
 
 
-def similarities(sources: SavedController, tasks: Sequence[Task]) -> Array:
-    """Returns how alike tasks are to the sources, [G, T] for G tasks and T sources."""
-    traits = [task_traits(task) for task in tasks]
-    return jnp.array([[task_similarity(own, other) for other in sources.traits] for own in traits])
+def similarities(tasks: Sequence[TaskTraits], sources: Sequence[TaskTraits]) -> np.ndarray:
+    """Returns how alike G tasks are to T sources, [G, T]."""
+    return np.array([[task_similarity(own, other) for other in sources] for own in tasks])
 
 
 def to_save(

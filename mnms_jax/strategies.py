@@ -7,7 +7,13 @@ import jax.numpy as jnp
 
 from mnms_jax.controller import make_policy
 from mnms_jax.learner import make_ppo_learner
-from mnms_jax.methods import Method, make_cold_search, make_methods, make_transfer_method
+from mnms_jax.methods import (
+    Method,
+    Sources,
+    make_cold_search,
+    make_methods,
+    make_transfer_method,
+)
 from mnms_jax.replay import ReplayBank, init_replay
 from mnms_jax.search import Search, make_search
 from mnms_jax.simulate import Played, Strategy, play
@@ -104,7 +110,7 @@ def _one_by_one(
 
     def play_one(task_id: Array, key: PRNGKey) -> Played:
         make_key, key = jax.random.split(key)
-        search = method.make(setup.space, sources, setup.trials_per_round, make_key)
+        search = method.make(setup.space, Sources(sources), setup.trials_per_round, make_key)
         return play(search, table, task_id[None], _num_rounds(setup), key)[1]
 
     keys = jax.random.split(key, len(setup.targets))

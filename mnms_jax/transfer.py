@@ -23,12 +23,12 @@ from mnms_jax.replay import ReplayBank
 from mnms_jax.reward_model import RewardModel, fit_reward_model, make_ranker
 from mnms_jax.search import Proposal, Search, SearchState, make_search
 from mnms_jax.space import SearchSpace
-from mnms_jax.types import Array, Choice, Params, Policy, PRNGKey, TaskTraits, UserError
+from mnms_jax.types import AnyArray, Array, Choice, Params, Policy, PRNGKey, TaskTraits, UserError
 
 EMBEDDINGS = ("mean", "random", "similar", "inferred")
 TRAINED = ("all", "embedding")
 
-_NUM_SUGGESTED = 20  # best trials of each source that a new task's ranker chooses among
+_BEST_OF_EACH = 20  # best trials of each source that a new task's ranker chooses among
 _REPLAY_CAPACITY = 256  # trials of a task, unless a source has more that are learned from
 
 
@@ -43,6 +43,9 @@ class WarmStart(NamedTuple):
       imitation_steps: of pre-training on the sources' best trials; 0: none.
       ranked: whether a model of the sources' rewards chooses, among samples of the policy, random
         designs, the sources' best ones, and variants of good ones.
+      suggested: of so many first trials of a new task, every other one is the sources' best design
+        that wasn't tried yet, whatever the model says of it. So sources that are worth nothing cost
+        half this number of trials at most.
       belief: prior probability that this model tells something of a new task; 1: no guard against
         negative transfer.
       replay: whether the sources' trials are learned from all along, so that the policy does not
@@ -53,6 +56,7 @@ class WarmStart(NamedTuple):
     trained: str = "all"
     imitation_steps: int = 200
     ranked: bool = True
+    suggested: int = 20
     belief: float = 0.5
     replay: bool = False
 
@@ -96,7 +100,7 @@ def make_transfer_search(
     params: Params | None = None,
     targets: Sequence[int | None] = (None,),
     trials_per_task: int = 2,
-    similarity: Array | None = None,
+    similarity: AnyArray | None = None,
     start: WarmStart = WarmStart(),  # noqa: B008, as a NamedTuple it can't change
     make_policy: Callable[[SearchSpace, int], Policy] = make_policy,
     make_learner: Callable[[Policy], Learner] = make_transfer_learner,
@@ -134,7 +138,7 @@ def make_transfer_search(
     capacity = max(_REPLAY_CAPACITY, trials_per_task, most)
     layout = _Layout(num_sources, rows, tuple(replayed), trials_per_task, capacity)
     built = _build(space, layout, start, make_policy, make_learner)
-    init_key, model_key, imitation_key = jax.random.split(key, 3)
+    init_key, model_key, imitation_key, order_key = jax.random.split(key, 4)
     warm = built.policy.init(init_key)
     if params is not None:
         table = warm["task_embedding"].at[:num_sources].set(params["task_embedding"])
@@ -144,14 +148,14 @@ def make_transfer_search(
     if start.embedding != "random":
         weights = jnp.zeros((is_new.sum(), num_sources))
         if start.embedding == "similar" and similarity is not None:
-            weights = similarity[is_new]
+            weights = jnp.asarray(similarity)[is_new]
         table = warm["task_embedding"]
         new = jax.nn.softmax(weights) @ table[:num_sources]
         warm = {**warm, "task_embedding": table.at[num_sources:].set(new)}
     others = jax.tree.map(lambda x: jnp.delete(x, np.array(rows)[~is_new], axis=0), sources)
     ranked = start.ranked and len(others.size) > 0
     model = built.fit(model_key, others) if ranked else None
-    good = replay_lib.best(others, _NUM_SUGGESTED)[0].actions if ranked else None
+    good = replay_lib.best_designs(others, _BEST_OF_EACH, order_key)[0] if ranked else None
 
     def init(key: PRNGKey) -> SearchState:
         state = built.search.init(key)._replace(params=warm, knowledge=model, suggestions=good)
@@ -214,6 +218,7 @@ def _build(
         trials_per_task=layout.trials_per_task,
         replay_capacity=layout.capacity,
         ranker=make_ranker(space, belief=start.belief) if start.ranked else None,
+        num_suggested=start.suggested,
         num_replayed=len(layout.replayed),
     )
     if start.embedding == "inferred":
@@ -341,7 +346,7 @@ def _embedding_only(learner: Learner) -> Learner:
 
 
 def _check(
-    start: WarmStart, similarity: Array | None, targets: Sequence[int | None], num_sources: int
+    start: WarmStart, similarity: AnyArray | None, targets: Sequence[int | None], num_sources: int
 ) -> None:
     known = [target for target in targets if target is not None]
     if len(set(known)) < len(known) or not set(known) <= set(range(num_sources)):
@@ -349,6 +354,8 @@ def _check(
     for field, allowed in (("embedding", EMBEDDINGS), ("trained", TRAINED)):
         if getattr(start, field) not in allowed:
             raise UserError(f"{field} {getattr(start, field)!r}: must be one of {allowed}")
+    if start.suggested < 0:
+        raise UserError(f"suggested {start.suggested}: must be at least 0")
     if not 0 < start.belief <= 1:
         raise UserError(f"belief {start.belief}: must be above 0 and at most 1")
     if start.embedding == "similar" and similarity is None:

@@ -6,7 +6,7 @@ from toy import SPACE
 
 from mnms_jax.candidates import Numbers, choose, make_candidates, mutate
 from mnms_jax.controller import make_policy
-from mnms_jax.reward_model import Trials
+from mnms_jax.reward_model import Ranking, Trials
 from mnms_jax.space import Decision, SearchSpace
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -71,14 +71,14 @@ def test_mutants_are_of_the_best_trials_and_of_what_was_good_elsewhere(key):
     suggestions = jnp.array([[0, 0, 0, 1, 1, 1]])
     found = candidates(key, Numbers(0, 8, 300), trials, suggestions)
     assert found.shape == (8 + 300 + 1, 6)
-    np.testing.assert_array_equal(found[-1:], suggestions)
-    mutants = found[8:-1]
+    np.testing.assert_array_equal(found[:1], suggestions)
+    drawn, mutants = found[1:9], found[9:]
     near = {tuple(p): (distance(mutants, [p]) == 1).sum() for p in np.asarray(actions).tolist()}
     assert near[(2,) * 6] > 20 and near[(3,) * 6] > 20 and near[(0,) * 6] > 20
     assert (distance(mutants, suggestions) == 1).sum() > 20
     assert near[(1,) * 6] < 20 and near[(0, 1, 2, 3, 0, 1)] < 20  # failed; no trial
     # All others are mutants of random designs, in place of trials that aren't there.
-    assert (distance(mutants, [*actions[:1], *actions[2:4], *suggestions, *found[:8]]) <= 1).all()
+    assert (distance(mutants, [*actions[:1], *actions[2:4], *suggestions, *drawn]) <= 1).all()
 
 
 def test_without_trials_or_suggestions_there_are_samples_and_random_designs(key):
@@ -88,10 +88,50 @@ def test_without_trials_or_suggestions_there_are_samples_and_random_designs(key)
     np.testing.assert_array_equal(found, candidates(key, Numbers(30, 20, 10)))
 
 
+def rank_by(scores):
+    """Returns a ranker with these scores, by design, whatever was tried."""
+    table = jnp.asarray(scores)
+    return lambda trials, designs: Ranking(table[designs[:, 0]], table[designs[:, 0]], 0.0)
+
+
 def test_the_best_new_designs_are_chosen_once_each():
     designs = jnp.array([[0], [1], [2], [1], [3]])
-    scores = jnp.array([0.1, 0.9, 0.5, 0.95, 0.7])
+    rank = rank_by([0.1, 0.9, 0.5, 0.7])
     tried = Trials(jnp.array([[3], [0]]), jnp.zeros(2), jnp.array([True, False]))
     # The 3 was tried; the 0 was not; the second 1 repeats the first.
-    assert choose(designs, scores, tried, 3).tolist() == [[1], [2], [0]]
-    assert choose(designs, scores, tried, 4).tolist()[:3] == [[1], [2], [0]]
+    assert choose(rank, designs, tried, 3).tolist() == [[1], [2], [0]]
+    assert choose(rank, designs, tried, 4).tolist()[:3] == [[1], [2], [0]]
+
+
+def test_every_other_of_the_first_trials_is_the_next_suggestion():
+    designs = jnp.array([[0], [1], [2], [3], [4], [1], [5]])
+    rank = rank_by([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    nothing = Trials(jnp.zeros((4, 1), jnp.int32), jnp.zeros(4), jnp.zeros(4, bool))
+    chosen = choose(rank, designs, nothing, 6, num_suggestions=3, num_suggested=4)
+    assert chosen.ravel().tolist() == [0, 5, 1, 4, 3, 2]
+    # Rounds of one trial go on where the last one ended; the 0 was tried by chance.
+    tried = nothing._replace(valid=jnp.array([True, True, False, False]))
+    assert choose(rank, designs, tried, 1, 3, 4).tolist() == [[1]]
+    three = nothing._replace(valid=jnp.array([True, True, True, False]))
+    assert choose(rank, designs, three, 1, 3, 4).tolist() == [[5]]
+    # No suggestion is left.
+    assert choose(rank, designs[:2], tried, 1, 1, 4).tolist() == [[1]]
+
+
+def test_a_design_is_ranked_as_if_those_before_it_had_earned_what_was_expected():
+    seen = []
+
+    def rank(trials, designs):
+        """Prefers large numbers, but not next to what is there already."""
+        seen.append(trials)
+        beside = jnp.abs(designs - trials.actions[None, :, 0]) == 1
+        scores = designs[:, 0] - 10 * jnp.any(beside & trials.valid[None], 1)
+        return Ranking(scores, designs[:, 0] / 10, 0.0)
+
+    nothing = Trials(jnp.zeros((1, 1), jnp.int32), jnp.zeros(1), jnp.zeros(1, bool))
+    with jax.disable_jit():
+        chosen = choose(rank, jnp.array([[1], [2], [3], [4]]), nothing, 2)
+    assert chosen.tolist() == [[4], [2]]
+    assert [trials.valid.tolist() for trials in seen] == [[False] * 3, [True, False, False]]
+    assert seen[1].actions[0].tolist() == [4]
+    np.testing.assert_allclose(seen[1].rewards[0], 0.4)

@@ -142,7 +142,7 @@ def test_the_held_out_task_is_never_among_the_sources(finished, tmp_path):
     assert len(seen) == len(TASKS)
     for held_out, sources in zip(TASKS, seen, strict=True):
         others = [task for task in TASKS if task != held_out]
-        assert sources.size.tolist() == [2 * BUDGET] * 2
+        assert sources.trials.size.tolist() == [2 * BUDGET] * 2
         for row, task in enumerate(others):
             records = [
                 trials["seed_1", method, task, trial]
@@ -150,9 +150,9 @@ def test_the_held_out_task_is_never_among_the_sources(finished, tmp_path):
                 for trial in range(BUDGET)
             ]
             designs = [SPACE.encode(r.decisions).tolist() for r in records]
-            assert sources.actions[row].tolist() == designs
+            assert sources.trials.actions[row].tolist() == designs
             rewards = np.array([np.nan if r.reward is None else r.reward for r in records])
-            np.testing.assert_allclose(sources.rewards[row], rewards, rtol=1e-6)
+            np.testing.assert_allclose(sources.trials.rewards[row], rewards, rtol=1e-6)
 
 
 def test_changing_the_held_out_tasks_rewards_changes_no_source():

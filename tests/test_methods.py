@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from toy import SPACE
 
-from mnms_jax.methods import best_designs, make_methods
-from mnms_jax.replay import Batch, ReplayBank, add, init_replay
+from mnms_jax.methods import Sources, make_methods
+from mnms_jax.replay import Batch, ReplayBank, add, best_designs, init_replay
 from mnms_jax.types import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -40,7 +40,7 @@ NOTHING = init_replay(0, 1, SPACE.num_decisions)
 def play(name, sources, rounds, reward=lambda design: float(np.sum(design))):
     """Returns the designs that a method tries."""
     method = make_methods([name])[0]
-    search = method.make(SPACE, sources, NUMBER, jax.random.key(1))
+    search = method.make(SPACE, Sources(sources), NUMBER, jax.random.key(1))
     state = search.init(jax.random.key(2))
     tried = []
     for _ in range(rounds):

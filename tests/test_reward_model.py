@@ -103,9 +103,9 @@ def test_cold_it_learns_from_the_tasks_own_trials():
     rows = np.random.default_rng(0).permutation(81)[:30]
     empty = make_ranker(SPACE)(None, trials_of([]), DESIGNS)
     np.testing.assert_allclose(empty.scores, empty.scores[0], rtol=1e-5)
-    ranking = make_ranker(SPACE, beta=0.0)(None, trials_of(rows), DESIGNS)
+    ranking = make_ranker(SPACE)(None, trials_of(rows), DESIGNS)
     rest = np.setdiff1d(np.arange(81), rows)
-    correlation = np.corrcoef(ranking.scores[rest], value(DESIGNS)[rest])[0, 1]
+    correlation = np.corrcoef(ranking.expected[rest], value(DESIGNS)[rest])[0, 1]
     assert correlation > 0.6
     assert float(ranking.belief) == 0
 
@@ -116,18 +116,18 @@ def test_sources_that_tell_nothing_are_soon_not_believed_and_do_no_harm(key):
     good = fit_reward_model(key, SPACE, make_sources(key))
     useless = fit_reward_model(key, SPACE, make_sources(key, shuffled=True))
     rankings = {
-        name: make_ranker(SPACE, beta=0.0)(model, trials_of(rows), DESIGNS)
+        name: make_ranker(SPACE)(model, trials_of(rows), DESIGNS)
         for name, model in (("good", good), ("useless", useless), ("cold", None))
     }
     assert float(rankings["good"].belief) > 0.9
     assert float(rankings["useless"].belief) < 0.1
 
     def correlation(ranking):
-        return np.corrcoef(ranking.scores[rest], value(DESIGNS)[rest])[0, 1]
+        return np.corrcoef(ranking.expected[rest], value(DESIGNS)[rest])[0, 1]
 
     assert correlation(rankings["useless"]) > correlation(rankings["cold"]) - 0.1
     # The fewer trials of its own a task has, the more good sources help.
-    few = [make_ranker(SPACE, beta=0.0)(m, trials_of(rows[:6]), DESIGNS) for m in (good, None)]
+    few = [make_ranker(SPACE)(m, trials_of(rows[:6]), DESIGNS) for m in (good, None)]
     assert correlation(few[0]) > correlation(few[1]) + 0.05
     # Without the guard the useless model is believed whatever the trials say.
     unguarded = make_ranker(SPACE, belief=1.0)(useless, trials_of(rows), DESIGNS)

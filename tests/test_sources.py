@@ -97,7 +97,7 @@ def test_records_become_rows_by_task():
 
 
 def test_similarities_to_every_source(saved):
-    found = similarities(saved, [NEW, TWO])
+    found = similarities([task_traits(task) for task in (NEW, TWO)], saved.traits)
     assert found.shape == (2, 2)
     assert found[1, 1] == 0 and found[1, 0] < 0 and np.isfinite(found).all()
 
