@@ -1,5 +1,6 @@
 """The command that users type, in processes of its own, on data that TFDS's own builders wrote."""
 
+import dataclasses
 import json
 import os
 import re
@@ -8,11 +9,13 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import pytest
 from commands import ROOT, command, kill_when, lines, run
 
 import mnms_jax
-from mnms_jax.experiment import make_bench, run_experiment
+from mnms_jax.experiment import make_bench, make_search_from, run_experiment
 from mnms_jax.report import describe
 from mnms_jax.tasks.packaged import cache_folder
 from mnms_jax.types import UserError
@@ -218,8 +221,18 @@ def test_own_embeddings_are_searched_and_exported(tmp_path, data_dir):
         round_size=2,
         learner="random",
     )
-    space = make_bench(config).family.space
-    assert "mine" in space.decisions[0].choices
+    bench = make_bench(config)
+    assert "mine" in bench.family.space.decisions[0].choices
+    for changes, has_model in (
+        ({}, False),  # random search
+        ({"learner": "ppo"}, True),
+        ({"learner": "ppo", "reward_model": False}, False),
+    ):
+        _, search = make_search_from(dataclasses.replace(config, **changes), bench)
+        state = jax.eval_shape(search.init, jax.random.key(0))
+        proposal = jax.eval_shape(search.ask, state)
+        _, metrics = jax.eval_shape(search.tell, state, proposal, jnp.zeros(2))
+        assert ("belief/0" in metrics) == has_model
     summary = run_experiment(config)
     assert len(summary["tasks"]["sst2"]["finalists"]) == 2
     assert not (tmp_path / "w" / "controller").exists()

@@ -155,6 +155,22 @@ def test_the_held_out_task_is_never_among_the_sources(finished, tmp_path):
             np.testing.assert_allclose(sources.trials.rewards[row], rewards, rtol=1e-6)
 
 
+def test_methods_are_told_how_alike_the_held_out_task_is_to_its_sources(tmp_path):
+    seen = []
+
+    def make(space, sources, trials_per_round, key):
+        seen.append(sources.similarity.tolist())
+        return PORTFOLIO.make(space, sources, trials_per_round, key)
+
+    spy = Method("spy", make, uses_sources=True, uses_similarity=True)
+    similarity = np.array([[0, -1, -2], [-1, 0, -3], [-2, -3, 0]])
+    setup = make_setup(Toy(), (RANDOM, COLD, spy), seeds=(1,), similarity=similarity)
+    run_leave_one_out(setup, tmp_path, contenders=[])
+    assert seen == [[-1, -2], [-1, -3], [-2, -3]]
+    with pytest.raises(UserError, match="method 'spy' needs to know how alike the tasks are"):
+        run_leave_one_out(setup._replace(similarity=None), tmp_path / "other", contenders=[])
+
+
 def test_changing_the_held_out_tasks_rewards_changes_no_source():
     def records(reward):
         own = [TrialRecord("a", 0, {"a": 1}, 0.5, None, 0, 0, "", 0)]

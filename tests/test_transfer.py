@@ -146,6 +146,21 @@ def test_sources_help_at_once_and_useless_ones_are_found_out(key):
         assert len(set(designs)) == len(designs)  # no design twice
 
 
+@pytest.mark.parametrize("trials_per_task", [1, 2, 3])
+def test_every_other_of_the_first_trials_is_a_sources_best_design(key, trials_per_task):
+    sources = make_sources(number=40)
+    _, search = make_transfer_search(
+        key, WIDE, sources, trials_per_task=trials_per_task, start=WarmStart(suggested=6)
+    )
+    _, _, tried, _ = run(search, 9 // trials_per_task, key)
+    wanted = [np.asarray(sources.actions[t])[np.argsort(-sources.rewards[t])] for t in range(2)]
+    # Those of the model are as likely to be among the sources' three best; then the next one comes.
+    best = [tuple(row) for own in wanted for row in own[:5].tolist()]
+    assert all(design in best for design in tried[:6:2])
+    first = {tuple(own[0].tolist()) for own in wanted}
+    assert first <= set(tried[:6]) and tried[0] in first
+
+
 def test_a_warm_start_repeats_itself(key):
     found = [run(make_transfer_search(key, WIDE, make_sources())[1], 3, key) for _ in range(2)]
     jax.tree.map(np.testing.assert_array_equal, found[0][0].params, found[1][0].params)
@@ -225,6 +240,7 @@ def test_similar_tasks_are_alike():
         (WarmStart(trained="none"), "trained 'none'"),
         (WarmStart(belief=0.0), "belief 0"),
         (WarmStart(embedding="similar"), "needs the sources' similarity"),
+        (WarmStart(suggested=-1), "suggested -1: must be at least 0"),
     ],
 )
 def test_wrong_options(start, message, key):
