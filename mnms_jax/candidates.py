@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mnms_jax.controller import are_active, make_random_policy
+from mnms_jax.replay import Suggestions
 from mnms_jax.reward_model import Ranking, Trials
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, Policy, PRNGKey
@@ -18,7 +19,7 @@ class Numbers(NamedTuple):
     """How many designs are to choose from for a task, beside those that were good elsewhere."""
 
     sampled: int = 128  # by the policy
-    uniform: int = 64  # lest what the policy has come to avoid stays out of reach
+    uniform: int = 64  # lest what the policy has come to avoid stays out of reach; at least 8
     mutated: int = 64  # good designs of this task or others with one decision changed
 
 
@@ -29,7 +30,7 @@ def make_candidates(
     params: Params,
     task_id: Array,
     trials: Trials,
-    suggestions: Array,
+    suggestions: Suggestions,
     numbers: Numbers,
 ) -> Array:
     """Returns designs to choose from, int32 [M, D] (unbatched; callers vmap over tasks).
@@ -41,8 +42,8 @@ def make_candidates(
       params: of the policy.
       task_id: int32 [].
       trials: the task's.
-      suggestions: int32 [P, D], designs that were good on other tasks; they come first.
-      numbers: of designs.
+      suggestions: P designs, which come first.
+      numbers: of all others.
     """
     policy_key, uniform_key, parent_key, mutation_key, stranger_key = jax.random.split(key, 5)
 
@@ -56,14 +57,15 @@ def make_candidates(
     number = min(_PARENTS, len(known))
     rewards, best = jax.lax.top_k(jnp.where(known, trials.rewards, -jnp.inf), number)
     own = jnp.where(jnp.isfinite(rewards)[:, None], trials.actions[best], drawn[:number])
-    parents = jnp.concatenate([own, suggestions])
-    chosen = jax.random.randint(parent_key, (numbers.mutated,), 0, len(parents))
+    parents = jnp.concatenate([own, suggestions.designs])
+    num_parents = len(own) + suggestions.number
+    chosen = jax.random.randint(parent_key, (numbers.mutated,), 0, num_parents)
     strangers = draw(uniform, {}, stranger_key, numbers.mutated)
     mutants = jax.vmap(mutate, in_axes=(0, None, 0, 0))(
         jax.random.split(mutation_key, numbers.mutated), space, parents[chosen], strangers
     )
     sampled = draw(policy, params, policy_key, numbers.sampled)
-    return jnp.concatenate([suggestions, sampled, drawn, mutants])
+    return jnp.concatenate([suggestions.designs, sampled, drawn, mutants])
 
 
 def choose(
@@ -71,40 +73,44 @@ def choose(
     designs: Array,
     trials: Trials,
     number: int,
-    num_suggestions: int = 0,
-    num_suggested: int = 0,
+    suggestions: Suggestions,
+    num_suggested: int,
 ) -> Array:
     """Returns the designs for a task's next trials, int32 [number, D] (unbatched; callers vmap).
 
     One after another: each is ranked as if those before it had earned what was expected of them,
-    so that designs of a round aren't alike (Desautels et al. 2014, "Parallelizing
-    exploration-exploitation tradeoffs in Gaussian process bandit optimization"). No design is tried
-    twice as long as there are others.
+    which makes what is like them less uncertain, so that designs of a round aren't alike (Desautels
+    et al. 2014, "Parallelizing exploration-exploitation tradeoffs in Gaussian process bandit
+    optimization"). No design is tried twice as long as there are others.
 
     Args:
-      rank: a ranker that knows the sources.
+      rank: a ranker with what it knows of sources.
       designs: int32 [M, D], to choose from.
       trials: what was tried.
       number: to choose.
-      num_suggestions: so many first designs are suggestions, in the order to try them.
+      suggestions: the first designs.
       num_suggested: among the task's first so many trials every other one is the next suggestion,
         whatever the ranker says.
     """
     earlier = jnp.tril(jnp.ones((len(designs), len(designs)), bool), -1)
     repeated = jnp.any(jnp.all(designs[:, None] == designs[None], -1) & earlier, 1)
-    is_suggestion = jnp.arange(len(designs)) < num_suggestions
+    place, num_places = jnp.arange(len(designs)), len(suggestions.designs)
+    is_suggestion = place < suggestions.number
+    is_filler = (place < num_places) & ~is_suggestion
+    trials = trials._replace(real=trials.valid)
     trials = jax.tree.map(lambda x: jnp.pad(x, [(0, number)] + [(0, 0)] * (x.ndim - 1)), trials)
 
     def choose_next(trials: Trials, _: None) -> tuple[Trials, Array]:
         count = jnp.sum(trials.valid)
         ranking = rank(trials, designs)
         tried = jnp.all(designs[:, None] == trials.actions[None], -1) & trials.valid[None]
-        is_new = ~repeated & ~jnp.any(tried, 1)
+        is_new = ~(repeated | is_filler | jnp.any(tried, 1))
         best = jnp.argmax(jnp.where(is_new, ranking.scores, -jnp.inf))
         suggestion = jnp.argmax(is_new & is_suggestion)  # the first; 0 if there is none
         is_turn = (count < num_suggested) & (count % 2 == 0) & (is_new & is_suggestion)[suggestion]
         chosen = jnp.where(is_turn, suggestion, best)
-        expected = Trials(designs[chosen], ranking.expected[chosen], jnp.array(True))
+        there, made = jnp.array(True), jnp.array(False)
+        expected = Trials(designs[chosen], ranking.expected[chosen], there, made)
         return jax.tree.map(lambda x, row: x.at[count].set(row), trials, expected), designs[chosen]
 
     return jax.lax.scan(choose_next, trials, None, number)[1]

@@ -32,6 +32,13 @@ class ReplayBank(NamedTuple):
         return jnp.arange(self.rewards.shape[1])[None] < self.size[:, None]
 
 
+class Suggestions(NamedTuple):
+    """Designs that were good on other tasks, in the order to try them."""
+
+    designs: Array  # int32 [P, D]
+    number: Array  # int32 [], how many first ones count: the others repeat some, or fill up
+
+
 def init_replay(num_tasks: int, capacity: int, num_decisions: int) -> ReplayBank:
     """Returns an empty bank of `capacity` trials a task."""
     shape = (num_tasks, capacity, num_decisions)
@@ -92,8 +99,8 @@ def best(replay: ReplayBank, number: int) -> tuple[Batch, Array]:
     return batch, jnp.isfinite(rewards.reshape(-1))
 
 
-def best_designs(sources: ReplayBank, number: int, key: PRNGKey) -> tuple[Array, Array]:
-    """Returns the sources' best designs in the order to try them, and how many these are.
+def best_designs(sources: ReplayBank, number: int, key: PRNGKey) -> Suggestions:
+    """Returns the sources' best designs, at most T times the number.
 
     The sources take turns: the best design of each, then the second best of each. No common scale
     of rewards is needed so, and no source is preferred; their order within a turn is random.
@@ -102,10 +109,6 @@ def best_designs(sources: ReplayBank, number: int, key: PRNGKey) -> tuple[Array,
       sources: T tasks' trials; failed ones don't count.
       number: of best trials of each source that are looked at.
       key: of the order.
-
-    Returns:
-      Designs int32 [P, D], P at most T times the number, and the number of different ones, int32
-      []: those after them repeat the first.
     """
     order = jax.random.permutation(key, len(sources.size))
     batch, there = best(jax.tree.map(lambda x: x[order], sources), number)
@@ -116,9 +119,7 @@ def best_designs(sources: ReplayBank, number: int, key: PRNGKey) -> tuple[Array,
     designs, there = take_turns(batch.actions), take_turns(there)
     same = jnp.all(designs[:, None] == designs[None], -1) & there[None]
     known = jnp.any(jnp.tril(same, -1), 1) | ~there
-    count = jnp.sum(~known)
-    order = jnp.argsort(known, stable=True)
-    return designs[jnp.where(jnp.arange(len(order)) < count, order, order[0])], count
+    return Suggestions(designs[jnp.argsort(known, stable=True)], jnp.sum(~known))
 
 
 def sample(replay: ReplayBank, key: PRNGKey, batch_size: int) -> Batch:

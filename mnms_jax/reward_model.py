@@ -37,7 +37,7 @@ class RewardModel(NamedTuple):
     network: Params
     head_mean: Array  # [F + 1], of the sources' heads
     head_covariance: Array  # [F + 1, F + 1]
-    scale: Array  # [], a usual difference between a source's good and middling rewards
+    scale: Array  # [], a usual difference between a source's good and middling rewards; NaN: none
 
 
 class Trials(NamedTuple):
@@ -46,6 +46,7 @@ class Trials(NamedTuple):
     actions: Array  # int32 [N, D]
     rewards: Array  # [N], NaN where the trial failed
     valid: Array  # bool [N]: which rows hold a trial; these come first
+    real: Array | None = None  # bool [N]: which of them were made, and not only expected; None: all
 
 
 class Ranking(NamedTuple):
@@ -77,7 +78,7 @@ def fit_reward_model(
     Args:
       key: of the network's initial weights.
       space: the search space.
-      sources: trials of T tasks.
+      sources: trials of T tasks. One without any reward counts as if it weren't there.
       hidden_size: units of the network's hidden layer.
       num_features: units of its last layer; with a constant they are the features.
       num_steps: steps of AdamW on all trials, at a rate that falls to zero.
@@ -110,12 +111,14 @@ def fit_reward_model(
 
     start = (params, optimizer.init(params))
     ((network, heads), _), _ = jax.lax.scan(step, start, None, num_steps)
-    spread = heads - jnp.mean(heads, 0, keepdims=True)
-    covariance = spread.T @ spread / max(num_tasks - 1, 1)
-    covariance += head_deviation**2 * jnp.eye(num_features + 1)
     has_rewards = jnp.any(sources.valid & ~jnp.isnan(sources.rewards), axis=1)
-    usual = jnp.sum(jnp.log(scale), where=has_rewards) / jnp.maximum(jnp.sum(has_rewards), 1)
-    return RewardModel(network, jnp.mean(heads, 0), covariance, jnp.exp(usual))
+    number = jnp.sum(has_rewards)
+    mean = jnp.sum(heads, 0, where=has_rewards[:, None]) / jnp.maximum(number, 1)
+    spread = jnp.where(has_rewards[:, None], heads - mean[None], 0)
+    covariance = spread.T @ spread / jnp.maximum(number - 1, 1)
+    covariance += head_deviation**2 * jnp.eye(num_features + 1)
+    usual = jnp.sum(jnp.log(scale), where=has_rewards) / number
+    return RewardModel(network, mean, covariance, jnp.exp(usual))
 
 
 def make_ranker(
@@ -151,15 +154,16 @@ def make_ranker(
         trials = _whole_blocks(trials)
         filled, centre, scale = _fill(trials)
         if model is not None:
-            scale = model.scale
+            scale = jnp.where(jnp.isnan(model.scale), scale, model.scale)
         scales = scale * jnp.array(_SCALES)
         y = jnp.clip((filled - centre)[None] / scales[:, None], -_MOST, _MOST)  # [S, N]
         prior = jax.nn.log_softmax(-0.5 * (jnp.log(jnp.array(_SCALES)) / _SCALE_DEVIATION) ** 2)
-        # Likelihoods are of rewards, not of scaled ones.
-        prior -= jnp.sum(trials.valid) * jnp.log(scales)
-        count, designs = jnp.sum(trials.valid), jnp.concatenate([trials.actions, candidates])
+        # Likelihoods are of rewards, not of scaled ones; and only of those that were made.
+        counts = jnp.sum(trials.valid), jnp.sum(_real(trials))
+        prior -= counts[1] * jnp.log(scales)
+        designs = jnp.concatenate([trials.actions, candidates])
         alike = similarity(trials.actions, designs)  # [N, N + M]
-        cold = _condition(y, alike, jnp.ones(len(candidates)), count, noise)
+        cold = _condition(y, alike, jnp.ones(len(candidates)), *counts, noise)
         evidence = prior + cold.evidence
         if model is None:
             weights = jax.nn.softmax(evidence)
@@ -173,7 +177,7 @@ def make_ranker(
             y - expected[None, : len(own)],
             own @ spread.T + residual**2 * alike,
             jnp.sum(spread[len(own) :] * others, -1) + residual**2,
-            count,
+            *counts,
             noise,
         )
         means = jnp.stack([cold.mean, expected[None, len(own) :] + warm.mean])
@@ -196,7 +200,7 @@ class _Posterior(NamedTuple):
 
 
 def _condition(
-    y: Array, covariance: Array, variance: Array, count: Array, noise: float
+    y: Array, covariance: Array, variance: Array, count: Array, num_real: Array, noise: float
 ) -> _Posterior:
     """Conditions a Gaussian process on S versions of some observations, at M other points.
 
@@ -210,6 +214,7 @@ def _condition(
       covariance: [N, N + M], of the points observed with them and the others.
       variance: [M], of the others.
       count: int32 [].
+      num_real: int32 [], of the first observations, whose likelihood is the evidence.
       noise: deviation of an observation.
     """
     num_scales, size = y.shape
@@ -224,7 +229,8 @@ def _condition(
         known = jnp.where(after, row[start + jnp.arange(_BLOCK)], 0)
         rows = (rows - known[:, None] * row[None]).at[i].set(row)
         errors = (errors - error[:, None] * known[None]).at[:, i].set(error)
-        return rows, errors, evidence - (error**2 + jnp.where(is_there, jnp.log(total), 0)) / 2
+        surprise = jnp.where(start + i < num_real, error**2 + jnp.log(total), 0)
+        return rows, errors, evidence - surprise / 2
 
     def observe_block(b: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
         factor, errors, evidence = state  # [N, N + M], [S, N], [S]
@@ -252,12 +258,16 @@ def _whole_blocks(trials: Trials) -> Trials:
     return jax.tree.map(lambda x: jnp.pad(x, [(0, room)] + [(0, 0)] * (x.ndim - 1)), trials)
 
 
+def _real(trials: Trials) -> Array:
+    return trials.valid if trials.real is None else trials.real
+
+
 def _fill(trials: Trials) -> tuple[Array, Array, Array]:
     """Returns rewards with the lowest in place of failures, their centre and their scale."""
-    known = jnp.where(trials.valid, trials.rewards, jnp.nan)
+    known = jnp.where(_real(trials), trials.rewards, jnp.nan)
     filled = jnp.where(jnp.isnan(trials.rewards), jnp.nanmin(known), trials.rewards)
     filled = jnp.nan_to_num(filled)
-    centre, scale = _centre_and_scale(filled, trials.valid)
+    centre, scale = _centre_and_scale(filled, _real(trials))
     return filled, centre, scale
 
 

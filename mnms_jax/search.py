@@ -13,7 +13,7 @@ from mnms_jax import replay as replay_lib
 from mnms_jax.advantage import Baseline, init_baseline, update_baseline
 from mnms_jax.candidates import Numbers, choose, make_candidates
 from mnms_jax.learner import Learner, Metrics
-from mnms_jax.replay import Batch, ReplayBank
+from mnms_jax.replay import Batch, ReplayBank, Suggestions
 from mnms_jax.reward_model import Ranker, Trials
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, Policy, PRNGKey
@@ -30,8 +30,8 @@ class SearchState(NamedTuple):
     replay: ReplayBank
     step: Array  # int32 [], rounds told
     key: PRNGKey  # []
-    knowledge: Any = None  # what the ranker is given of other tasks
-    suggestions: Array | None = None  # int32 [P, D], good on other tasks, in the order to try them
+    knowledge: Any = None  # what the ranker is given of other tasks; arrays [T, ...]
+    suggestions: Suggestions | None = None  # for each task; arrays [T, ...]
 
 
 class Proposal(NamedTuple):
@@ -80,8 +80,7 @@ def make_search(
       replay_capacity: trials kept of every task; at least a round's.
       ranker: chooses a round's trials from more designs, and none that the replay bank holds as
         long as there are others; without one, the policy's samples are the trials.
-      numbers: of the designs that the ranker chooses from, for every task; together at least
-        `trials_per_task`.
+      numbers: of the designs that the ranker chooses from, for every task.
       num_suggested: among the first so many trials of a task every other one is the state's next
         suggestion, whatever the ranker says.
       num_replayed: tasks after these that have a row in the replay bank too, which is learned from
@@ -128,11 +127,8 @@ def make_search(
         )
         told = SearchState(params, opt_state, baseline, replay, state.step + 1, state.key)
         state = told._replace(knowledge=state.knowledge, suggestions=state.suggestions)
-        if ranker is not None:
-            for t in range(num_tasks):
-                trials = _trials(replay, t)
-                belief = ranker(state.knowledge, trials, trials.actions[:1]).belief
-                metrics = {**metrics, f"belief/{t}": belief}
+        if ranker is not None and state.knowledge is not None:
+            metrics = {**metrics, **_beliefs(ranker, state, num_tasks)}
         return state, metrics
 
     return Search(jax.jit(init), jax.jit(ask), jax.jit(tell))
@@ -144,6 +140,14 @@ def _round_key(state: SearchState, use: int) -> PRNGKey:
 
 def _trials(replay: ReplayBank, task_id: Array | int) -> Trials:
     return Trials(replay.actions[task_id], replay.rewards[task_id], replay.valid[task_id])
+
+
+def _beliefs(ranker: Ranker, state: SearchState, num_tasks: int) -> Metrics:
+    beliefs = {}
+    for t in range(num_tasks):
+        trials, known = _trials(state.replay, t), jax.tree.map(lambda x: x[t], state.knowledge)  # noqa: B023
+        beliefs[f"belief/{t}"] = ranker(known, trials, trials.actions[:1]).belief
+    return beliefs
 
 
 def _make_chooser(
@@ -159,13 +163,14 @@ def _make_chooser(
     def choose_for(state: SearchState, task_id: Array) -> Array:
         key = jax.random.fold_in(_round_key(state, _ASK), task_id)
         trials = _trials(state.replay, task_id)
-        suggestions = state.suggestions
+        known = (state.knowledge, state.suggestions)
+        knowledge, suggestions = jax.tree.map(lambda x: x[task_id], known)
         if suggestions is None:
-            suggestions = jnp.zeros((0, space.num_decisions), jnp.int32)
+            suggestions = Suggestions(jnp.zeros((0, space.num_decisions), jnp.int32), jnp.int32(0))
         designs = make_candidates(
             key, space, policy, state.params, task_id, trials, suggestions, numbers
         )
-        rank = functools.partial(ranker, state.knowledge)
-        return choose(rank, designs, trials, number, len(suggestions), num_suggested)
+        rank = functools.partial(ranker, knowledge)
+        return choose(rank, designs, trials, number, suggestions, num_suggested)
 
     return choose_for

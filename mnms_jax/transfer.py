@@ -19,7 +19,7 @@ from mnms_jax import replay as replay_lib
 from mnms_jax.advantage import Advantage, init_baseline, rank_advantage, update_baseline
 from mnms_jax.controller import make_policy
 from mnms_jax.learner import Learner, Metrics, imitate, make_ppo_learner
-from mnms_jax.replay import ReplayBank
+from mnms_jax.replay import ReplayBank, best_designs
 from mnms_jax.reward_model import RewardModel, fit_reward_model, make_ranker
 from mnms_jax.search import Proposal, Search, SearchState, make_search
 from mnms_jax.space import SearchSpace
@@ -41,11 +41,11 @@ class WarmStart(NamedTuple):
         mixture that follows the new task's rewards, on top of which the learner moves it.
       trained: what the targets' rewards change: "all" weights, or the tasks' "embedding" alone.
       imitation_steps: of pre-training on the sources' best trials; 0: none.
-      ranked: whether a model of the sources' rewards chooses, among samples of the policy, random
-        designs, the sources' best ones, and variants of good ones.
-      suggested: of so many first trials of a new task, every other one is the sources' best design
-        that wasn't tried yet, whatever the model says of it. So sources that are worth nothing cost
-        half this number of trials at most.
+      ranked: whether a model of the sources' and the task's rewards chooses, among samples of the
+        policy, random designs, the sources' best ones, and variants of good ones.
+      suggested: of a task's first so many trials, every other one is the sources' best design that
+        wasn't tried yet, whatever the model says of it. So suggestions that are worth nothing cost
+        at most half of these trials. Without the model there are none.
       belief: prior probability that this model tells something of a new task; 1: no guard against
         negative transfer.
       replay: whether the sources' trials are learned from all along, so that the policy does not
@@ -152,16 +152,29 @@ def make_transfer_search(
         table = warm["task_embedding"]
         new = jax.nn.softmax(weights) @ table[:num_sources]
         warm = {**warm, "task_embedding": table.at[num_sources:].set(new)}
-    others = jax.tree.map(lambda x: jnp.delete(x, np.array(rows)[~is_new], axis=0), sources)
-    ranked = start.ranked and len(others.size) > 0
-    model = built.fit(model_key, others) if ranked else None
-    good = replay_lib.best_designs(others, _BEST_OF_EACH, order_key)[0] if ranked else None
+    knowledge = suggestions = None
+    if start.ranked and (num_sources > 1 or is_new.any()):
+        others = {target: _without(sources, target) for target in targets}
+        known = {
+            target: (built.fit(model_key, bank), best_designs(bank, _BEST_OF_EACH, order_key))
+            for target, bank in others.items()
+        }
+        knowledge, suggestions = jax.tree.map(
+            lambda *parts: jnp.stack(parts), *(known[target] for target in targets)
+        )
 
     def init(key: PRNGKey) -> SearchState:
-        state = built.search.init(key)._replace(params=warm, knowledge=model, suggestions=good)
+        state = built.search.init(key)._replace(
+            params=warm, knowledge=knowledge, suggestions=suggestions
+        )
         return built.recall(state, sources) if goes_on else state
 
     return built.targets, built.search._replace(init=init)
+
+
+def _without(sources: ReplayBank, task_id: int | None) -> ReplayBank:
+    """Returns the bank with one task's row empty."""
+    return sources if task_id is None else sources._replace(size=sources.size.at[task_id].set(0))
 
 
 class _Layout(NamedTuple):

@@ -6,13 +6,14 @@ from toy import SPACE
 
 from mnms_jax.candidates import Numbers, choose, make_candidates, mutate
 from mnms_jax.controller import make_policy
+from mnms_jax.replay import Suggestions
 from mnms_jax.reward_model import Ranking, Trials
 from mnms_jax.space import Decision, SearchSpace
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 WIDE = SearchSpace([Decision(name, tuple(range(4))) for name in "abcdef"])
-NONE = jnp.zeros((0, 6), jnp.int32)
+NONE = Suggestions(jnp.zeros((0, 6), jnp.int32), jnp.int32(0))
 
 
 def designs_of(space):
@@ -68,11 +69,11 @@ def test_mutants_are_of_the_best_trials_and_of_what_was_good_elsewhere(key):
     rewards = jnp.array([0.1, jnp.nan, 0.9, 0.8, 0.0])
     actions = jnp.array([[0] * 6, [1] * 6, [2] * 6, [3] * 6, [0, 1, 2, 3, 0, 1]])
     trials = Trials(actions, rewards, jnp.array([True, True, True, True, False]))
-    suggestions = jnp.array([[0, 0, 0, 1, 1, 1]])
-    found = candidates(key, Numbers(0, 8, 300), trials, suggestions)
-    assert found.shape == (8 + 300 + 1, 6)
-    np.testing.assert_array_equal(found[:1], suggestions)
-    drawn, mutants = found[1:9], found[9:]
+    suggestions = jnp.array([[0, 0, 0, 1, 1, 1], [3, 2, 1, 0, 3, 2]])
+    found = candidates(key, Numbers(0, 8, 300), trials, Suggestions(suggestions, jnp.int32(1)))
+    assert found.shape == (2 + 8 + 300, 6)
+    np.testing.assert_array_equal(found[:2], suggestions)
+    suggestions, drawn, mutants = suggestions[:1], found[2:10], found[10:]
     near = {tuple(p): (distance(mutants, [p]) == 1).sum() for p in np.asarray(actions).tolist()}
     assert near[(2,) * 6] > 20 and near[(3,) * 6] > 20 and near[(0,) * 6] > 20
     assert (distance(mutants, suggestions) == 1).sum() > 20
@@ -88,6 +89,11 @@ def test_without_trials_or_suggestions_there_are_samples_and_random_designs(key)
     np.testing.assert_array_equal(found, candidates(key, Numbers(30, 20, 10)))
 
 
+def suggest(designs):
+    designs = jnp.asarray(designs, jnp.int32).reshape(-1, 1)
+    return Suggestions(designs, jnp.int32(len(designs)))
+
+
 def rank_by(scores):
     """Returns a ranker with these scores, by design, whatever was tried."""
     table = jnp.asarray(scores)
@@ -99,23 +105,29 @@ def test_the_best_new_designs_are_chosen_once_each():
     rank = rank_by([0.1, 0.9, 0.5, 0.7])
     tried = Trials(jnp.array([[3], [0]]), jnp.zeros(2), jnp.array([True, False]))
     # The 3 was tried; the 0 was not; the second 1 repeats the first.
-    assert choose(rank, designs, tried, 3).tolist() == [[1], [2], [0]]
-    assert choose(rank, designs, tried, 4).tolist()[:3] == [[1], [2], [0]]
+    assert choose(rank, designs, tried, 3, suggest([]), 0).tolist() == [[1], [2], [0]]
+    assert choose(rank, designs, tried, 4, suggest([]), 0).tolist()[:3] == [[1], [2], [0]]
 
 
 def test_every_other_of_the_first_trials_is_the_next_suggestion():
     designs = jnp.array([[0], [1], [2], [3], [4], [1], [5]])
     rank = rank_by([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     nothing = Trials(jnp.zeros((4, 1), jnp.int32), jnp.zeros(4), jnp.zeros(4, bool))
-    chosen = choose(rank, designs, nothing, 6, num_suggestions=3, num_suggested=4)
+    first = suggest(designs[:3])
+    chosen = choose(rank, designs, nothing, 6, first, 4)
     assert chosen.ravel().tolist() == [0, 5, 1, 4, 3, 2]
     # Rounds of one trial go on where the last one ended; the 0 was tried by chance.
     tried = nothing._replace(valid=jnp.array([True, True, False, False]))
-    assert choose(rank, designs, tried, 1, 3, 4).tolist() == [[1]]
+    assert choose(rank, designs, tried, 1, first, 4).tolist() == [[1]]
     three = nothing._replace(valid=jnp.array([True, True, True, False]))
-    assert choose(rank, designs, three, 1, 3, 4).tolist() == [[5]]
+    assert choose(rank, designs, three, 1, first, 4).tolist() == [[5]]
     # No suggestion is left.
-    assert choose(rank, designs[:2], tried, 1, 1, 4).tolist() == [[1]]
+    assert choose(rank, designs[:2], tried, 1, suggest(designs[:1]), 4).tolist() == [[1]]
+    # What fills up is never chosen: here the 1 and the 2, until it comes again behind.
+    filled = Suggestions(designs[:3], jnp.int32(1))
+    assert choose(rank, designs, nothing, 3, filled, 4).ravel().tolist() == [0, 5, 4]
+    none = Suggestions(designs[:3], jnp.int32(0))
+    assert choose(rank, designs, nothing, 3, none, 4).ravel().tolist() == [5, 4, 3]
 
 
 def test_a_design_is_ranked_as_if_those_before_it_had_earned_what_was_expected():
@@ -130,8 +142,8 @@ def test_a_design_is_ranked_as_if_those_before_it_had_earned_what_was_expected()
 
     nothing = Trials(jnp.zeros((1, 1), jnp.int32), jnp.zeros(1), jnp.zeros(1, bool))
     with jax.disable_jit():
-        chosen = choose(rank, jnp.array([[1], [2], [3], [4]]), nothing, 2)
+        chosen = choose(rank, jnp.array([[1], [2], [3], [4]]), nothing, 2, suggest([]), 0)
     assert chosen.tolist() == [[4], [2]]
     assert [trials.valid.tolist() for trials in seen] == [[False] * 3, [True, False, False]]
-    assert seen[1].actions[0].tolist() == [4]
+    assert seen[1].actions[0].tolist() == [4] and not seen[1].real.any()
     np.testing.assert_allclose(seen[1].rewards[0], 0.4)

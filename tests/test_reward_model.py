@@ -66,9 +66,10 @@ def test_conditioning_is_gaussian_process_regression():
     known = RBF(1.0)(x, points)
     covariance[:21, :21], covariance[:21, 48:] = known[:, :21], known[:, 21:]
     padded = jnp.pad(jnp.asarray(y, jnp.float32), ((0, 0), (0, 27)))
-    found = _condition(
-        padded, jnp.asarray(covariance, jnp.float32), jnp.ones(5), jnp.int32(21), noise
+    condition = functools.partial(
+        _condition, padded, jnp.asarray(covariance, jnp.float32), jnp.ones(5), jnp.int32(21)
     )
+    found = condition(jnp.int32(21), noise)
     for s in range(2):
         expected = GaussianProcessRegressor(kernel, alpha=noise**2, optimizer=None).fit(x, y[s])
         mean, deviation = expected.predict(others, return_std=True)
@@ -76,6 +77,12 @@ def test_conditioning_is_gaussian_process_regression():
         np.testing.assert_allclose(found.deviation, deviation, atol=2e-4)
         likelihood = expected.log_marginal_likelihood_value_ + 21 / 2 * np.log(2 * np.pi)
         assert float(found.evidence[s]) == pytest.approx(likelihood, abs=2e-3)
+        # The evidence may be of the first observations alone.
+        half = GaussianProcessRegressor(kernel, alpha=noise**2, optimizer=None)
+        half.fit(x[:11], y[s, :11])
+        likelihood = half.log_marginal_likelihood_value_ + 11 / 2 * np.log(2 * np.pi)
+        evidence = condition(jnp.int32(11), noise).evidence[s]
+        assert float(evidence) == pytest.approx(likelihood, abs=2e-3)
 
 
 def test_sources_without_a_reward_have_no_scale(key):
@@ -154,6 +161,21 @@ def test_failed_trials_count_as_the_worst():
     np.testing.assert_allclose(failed.scores, worst.scores, rtol=1e-5)
     none = make_ranker(SPACE)(None, trials_of([3, 4], rewards=[jnp.nan, jnp.nan]), DESIGNS)
     assert np.isfinite(none.scores).all()
+
+
+def test_expected_rewards_are_no_evidence(key):
+    model = fit_reward_model(key, SPACE, make_sources(key))
+    rank = functools.partial(make_ranker(SPACE), model)
+    rows = [0, 10, 20, 30, 40, 50]
+    trials = trials_of(rows)
+    three = jnp.arange(len(trials.valid)) < 3
+    seen = rank(trials._replace(valid=three), DESIGNS)
+    imagined = rank(trials._replace(real=three), DESIGNS)
+    assert float(imagined.belief) == pytest.approx(float(seen.belief), abs=1e-5)
+    assert float(rank(trials, DESIGNS).belief) != pytest.approx(float(seen.belief), abs=1e-3)
+    # What is expected to have been tried is less uncertain.
+    uncertainty = [ranking.scores - ranking.expected for ranking in (seen, imagined)]
+    assert (np.asarray(uncertainty[1] - uncertainty[0])[rows[3:]] < 0).all()
 
 
 def test_it_maps_over_tasks_alike(key):

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from toy import SPACE
 from mnms_jax.controller import choice_frequencies, make_policy
 from mnms_jax.learner import imitate
 from mnms_jax.replay import best
+from mnms_jax.reward_model import fit_reward_model
 from mnms_jax.space import Decision, SearchSpace
 from mnms_jax.transfer import (
     WarmStart,
@@ -191,11 +194,42 @@ def test_a_source_goes_on_with_its_embedding_and_its_trials(key):
     assert not again & set(tried[1::2])  # nothing that it tried before
 
 
+def test_a_new_task_beside_ones_that_go_on_learns_from_them(key):
+    """A task that goes on has a model of the others' trials, and not of its own again."""
+    sources = make_sources(num_tasks=2, number=40)
+    good = jnp.sort(sources.rewards[1])[::-1]
+    _, search = make_transfer_search(key, WIDE, sources, targets=(0, None, 1))
+    state = search.init(key)
+    fit = functools.partial(fit_reward_model, jax.random.split(key, 4)[1], WIDE)
+    for i, own in enumerate([0, None, 1]):
+        bank = sources if own is None else sources._replace(size=sources.size.at[own].set(0))
+        model = jax.tree.map(lambda x: x[i], state.knowledge)  # noqa: B023
+        np.testing.assert_allclose(model.scale, fit(bank).scale, rtol=1e-5)
+        np.testing.assert_allclose(model.head_mean, fit(bank).head_mean, atol=1e-2)
+    assert state.suggestions.designs.shape == (3, 40, 4)
+    assert int(state.suggestions.number[1]) > int(state.suggestions.number[0])
+    # The first suggestion for the task that goes on is the other one's best design.
+    first = reward(WIDE.decode(np.asarray(state.suggestions.designs[0, 0])))
+    assert first == pytest.approx(float(good[0]))
+    _, rewards, _, metrics = run(search, 3, key)
+    assert {"belief/0", "belief/1", "belief/2"} <= set(metrics)
+    assert max(rewards[1::3]) > VALUES.max(1).mean() - 0.1
+
+
+def test_sources_without_any_reward_suggest_nothing(key):
+    failed = make_bank(WIDE, [[(WIDE.decode([3, 3, 3, 3]), None)] * 4, []])
+    _, search = make_transfer_search(key, WIDE, failed, start=WarmStart(imitation_steps=0))
+    state, _, tried, metrics = run(search, 6, key)
+    assert state.suggestions.number.tolist() == [0]
+    assert len(set(tried)) == 12 and tried[0] != (3, 3, 3, 3)
+    assert np.isnan(state.knowledge.scale[0]) and np.isfinite(metrics["belief/0"])
+
+
 def test_a_task_that_goes_on_alone_has_no_model_of_others(key):
     sources = make_sources(num_tasks=1, number=20)
     _, search = make_transfer_search(key, WIDE, sources, targets=(0,))
     state, _, _, metrics = run(search, 2, key)
-    assert state.knowledge is None and float(metrics["belief/0"]) == 0
+    assert state.knowledge is None and "belief/0" not in metrics
     assert state.params["task_embedding"].shape[0] == 1
 
 
