@@ -6,7 +6,7 @@ trials (Wong & Gesmundo 2017, arXiv:1710.10776; Wong et al. 2018, arXiv:1803.027
 Command, after `python -m experiments.multitask --workdir=runs/pretrain`:
   python -m experiments.transfer --from=runs/pretrain --tasks=vader_tweets
 Variants:
-  --embedding=random --noimitation --noreward_model    as published
+  --embedding=random --noimitation --noreward_model --advantage=relative    as published
   --embedding=random --trained=embedding               shared weights frozen
   --embedding=inferred                                 a mixture of the sources' embeddings
   --replay --tasks=vader_movie,vader_tweets            a source goes on, none is forgotten
@@ -25,12 +25,18 @@ _LEAVE_ONE_OUT = flags.DEFINE_boolean(
 _METHODS = flags.DEFINE_list(
     "methods",
     ["random", "cold", "portfolio", "tpe", "tpe_enqueued", "transfer"],
-    "Methods to compare; variants of transfer are transfer_random, transfer_inferred, "
-    "transfer_frozen, transfer_unguarded, transfer_policy, transfer_model and transfer_replay.",
+    "Methods to compare; variants of transfer are transfer_random, transfer_similar, "
+    "transfer_inferred, transfer_frozen, transfer_unsuggested, transfer_unguarded, "
+    "transfer_policy, transfer_model and transfer_replay.",
 )
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds of the comparison, from --seed on.", lower_bound=1)
 _THRESHOLD = flags.DEFINE_integer(
     "threshold_trials", 200, "Random trials whose expected best is to be reached.", lower_bound=1
+)
+# How a single search is made; in a comparison, its methods say so.
+_NOT_COMPARED = (
+    *("from", "learner", "advantage", "reward_model", "embedding", "trained", "imitation"),
+    *("suggested", "guard", "replay", "renamed", "time_limit"),
 )
 
 
@@ -39,6 +45,11 @@ def main() -> None:
     if not _LEAVE_ONE_OUT.value:
         mnms.run_experiment(mnms.config_from_flags(mnms.TransferConfig))
         return
+    for name in _NOT_COMPARED:
+        if flags.FLAGS[name].present:
+            raise mnms.UserError(
+                f"--{name} doesn't go with --leave_one_out: name --methods instead"
+            )
     config = mnms.config_from_flags()
     mnms.run_text_leave_one_out(
         config,

@@ -119,8 +119,8 @@ class TransferConfig(Config):
     imitation: bool = _option(True, "Pre-train on the sources' best trials.")
     suggested: int = _option(
         20,
-        "Of so many first trials on a new task, every other one is one of the sources' best "
-        "designs, whatever the reward model says.",
+        "Of a task's first so many trials, every other one is one of the sources' best designs, "
+        "whatever the reward model says; without that model there are none.",
     )
     replay: bool = _option(
         False, "Learn from the sources' trials all along, so that the policy doesn't forget them."

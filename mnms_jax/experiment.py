@@ -49,7 +49,7 @@ from mnms_jax.tasks.registry import load_tasks
 from mnms_jax.tasks.text import task_traits
 from mnms_jax.tracking import Tracker
 from mnms_jax.training.fit import Request, Trainer
-from mnms_jax.transfer import make_transfer_search
+from mnms_jax.transfer import make_transfer_learner, make_transfer_search
 from mnms_jax.types import ChildFamily, Policy, Task, UserError
 
 
@@ -131,6 +131,7 @@ def make_search_from(
       bench: tasks and space.
       sources: what a search by a TransferConfig starts from.
     """
+    advantage = ADVANTAGES[config.advantage]
     if sources is not None and isinstance(config, TransferConfig):
         known = sources.task_names
         return make_transfer_search(
@@ -142,9 +143,9 @@ def make_search_from(
             trials_per_task=config.trials_per_task,
             similarity=similarities([task_traits(task) for task in bench.tasks], sources.traits),
             start=config.warm_start,
+            make_learner=functools.partial(make_transfer_learner, advantage=advantage),
         )
     space, num_tasks = bench.family.space, len(bench.tasks)
-    advantage = ADVANTAGES[config.advantage]
     if config.learner == "random":
         policy, learner = make_random_policy(space), make_null_learner()
     else:
@@ -175,8 +176,11 @@ def run_experiment(config: Config) -> dict:
     Raises:
       UserError: a mistake in the configuration, missing data, or a workdir of another search.
     """
-    if isinstance(config, TransferConfig) and not config.from_:
-        raise UserError("--from: name the folder of a search or controller to start from")
+    if isinstance(config, TransferConfig):
+        if not config.from_:
+            raise UserError("--from: name the folder of a search or controller to start from")
+        if config.learner != "ppo":
+            raise UserError(f"--learner={config.learner}: a transfer learns by ppo")
     with contextlib.ExitStack() as stack:
         bench = make_bench(config)
         sources = _load_sources(config, bench)

@@ -63,7 +63,8 @@ def make_methods(names: Sequence[str]) -> tuple[Method, ...]:
     portfolio: the sources' best designs, see `best_designs`; then random ones.
     tpe: Optuna's tree-structured Parzen estimator.
     tpe_enqueued: the same, after the first few of the portfolio.
-    transfer: `make_transfer_search` with its defaults. The others change one thing each:
+    transfer: `make_transfer_search` with its defaults. The others change one thing each, but for
+      transfer_policy, which without a model has no suggestions and no guard either:
       transfer_random, transfer_similar and transfer_inferred the new task's embedding,
       transfer_frozen trains it alone, transfer_unguarded believes the sources,
       transfer_unsuggested tries only what the model chooses, transfer_policy has no model of

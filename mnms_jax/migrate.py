@@ -31,7 +31,7 @@ def match_spaces(old: SearchSpace, new: SearchSpace, renamed: Mapping[str, str])
         ("embedding:glove": "glove50", with the decision's old name).
 
     Raises:
-      UserError: a name in `renamed` that the spaces don't have.
+      UserError: a name in `renamed` that the spaces don't have, or that two old ones would have.
     """
     _check_renamed(old, new, renamed)
     now = {name: renamed.get(name, name) for name in old.names}
@@ -73,7 +73,7 @@ def migrate_params(match: Match, params: Params, fresh: Params) -> Params:
 def migrate_trials(
     match: Match, old: SearchSpace, new: SearchSpace, trials: ReplayBank
 ) -> ReplayBank:
-    """Returns the trials whose designs the new space has.
+    """Returns the trials whose choices the new space has, where it has the decision at all.
 
     A decision that the old space didn't have is taken to have been its first choice.
     """
@@ -123,3 +123,10 @@ def _check_renamed(old: SearchSpace, new: SearchSpace, renamed: Mapping[str, str
                 f"{name!r} can't become {after!r}, which isn't in the space"
                 f"{nearest(after, new.names)}"
             )
+        if not colon and after in old.names and after not in renamed:
+            raise UserError(f"{name!r} can't become {after!r}, which was a decision of its own")
+        now = renamed.get(name, name)
+        if colon and now in new.names:
+            choices = [str(c) for c in new.decisions[new.names.index(now)].choices]
+            if after not in choices:
+                raise UserError(f"{before!r} can't become {after!r}{nearest(after, choices)}")

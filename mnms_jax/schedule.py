@@ -14,6 +14,7 @@ from mnms_jax.config import Config, TransferConfig
 from mnms_jax.devices import from_first
 from mnms_jax.experiment import run_experiment
 from mnms_jax.store import claim_folder
+from mnms_jax.tasks.registry import check_tasks
 from mnms_jax.types import UserError
 
 _OPTIONS = ("replay", "frozen")
@@ -64,10 +65,10 @@ def run_schedule(config: TransferConfig, phases: Sequence[Phase]) -> list[dict]:
       What `run_experiment` returned for each phase.
 
     Raises:
-      UserError: see there; no phases, or one that is done was another.
+      UserError: see there; no phases, one that can't do as it says, or one that is done was
+        another.
     """
-    if not phases:
-        raise UserError("--phases: name at least one")
+    _check(config, phases)
     path = pathlib.Path(config.workdir).expanduser()
     names = [f"phase_{number}" for number in range(1, len(phases) + 1)]
 
@@ -88,6 +89,21 @@ def run_schedule(config: TransferConfig, phases: Sequence[Phase]) -> list[dict]:
                 summaries[number] = run_experiment(_config(config, phase, name, before))
             before = name
     return summaries
+
+
+def _check(config: TransferConfig, phases: Sequence[Phase]) -> None:
+    """Checks what would otherwise fail after some phases."""
+    if not phases:
+        raise UserError("--phases: name at least one")
+    if not config.from_ and (phases[0].replay or phases[0].frozen):
+        raise UserError(f"phase {phases[0]}: the first one has nothing to replay or to keep frozen")
+    if len(phases) > 1 and not config.save_controller:
+        raise UserError("--nosave_controller: a phase starts from the controller before")
+    if config.learner != "ppo":
+        raise UserError(f"--learner={config.learner}: a schedule learns by ppo")
+    check_tasks([name for phase in phases for name in phase.tasks])
+    for phase in phases:
+        dataclasses.replace(config, tasks=phase.tasks)
 
 
 def _config(config: TransferConfig, phase: Phase, name: str, before: str | None) -> Config:

@@ -104,6 +104,7 @@ def bank_of_records(
 def digest(sources: SavedController) -> str:
     """Returns 8 hexadecimal digits that change with what a search takes from a controller."""
     content = b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(sources[2:4]))
+    content += repr(sources.traits).encode()
     return f"{zlib.crc32(content):08x}"
 
 

@@ -44,16 +44,19 @@ def make_strategy(name: str, setup: TableSetup) -> Strategy:
       embedding (Wong & Gesmundo 2017).
     pretrained: that controller in place of a fresh one, and otherwise `transfer`.
     And the methods of `make_methods`, on each target; those that need sources get the trials of the
-    controller that was trained on all of them. TPE can't be compiled, and isn't among them.
+    controller that was trained on all of them. TPE can't be compiled, and isn't among them, nor is
+    transfer_similar: nobody knows how alike a table's tasks are.
 
     Raises:
-      UserError: an unknown name, or a method that needs sources, and there are none.
+      UserError: an unknown name, one of these, or a method that needs sources, and there are none.
     """
     if name == "multitask":
         return _multitask(setup)
     if name.startswith("tpe"):
         raise UserError(f"method {name!r} can't be compiled, and so can't be simulated")
     method = make_methods([name])[0] if name not in _PRETRAINED else None
+    if method is not None and method.uses_similarity:
+        raise UserError(f"method {name!r} needs to know how alike a table's tasks are")
     if method is not None and not method.uses_sources:
         nothing = init_replay(0, 1, setup.space.num_decisions)
         return lambda table, key: _one_by_one(setup, method, nothing, table, key)

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from mnms_jax.config import RESUMABLE, Config, TransferConfig
+from mnms_jax.transfer import WarmStart
 from mnms_jax.types import UserError
 
 
@@ -46,6 +47,28 @@ def test_rounds_are_shared_out_evenly():
 def test_embedding_files():
     files = Config(embeddings=("a=x/y.txt", "b=c=d.npz")).embedding_files
     assert files == {"a": "x/y.txt", "b": "c=d.npz"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((), WarmStart()),
+        (("--noguard",), WarmStart(belief=1.0)),
+        (("--noreward_model", "--suggested=6"), WarmStart(ranked=False, suggested=6)),
+        (
+            ("--embedding=similar", "--trained=embedding", "--noimitation", "--replay"),
+            WarmStart("similar", "embedding", imitation_steps=0, replay=True),
+        ),
+    ],
+)
+def test_flags_of_transfer_become_its_warm_start(flags, expected):
+    script = SCRIPT.replace("seed=7", "mnms.TransferConfig").replace(
+        "config_from_flags()", "config_from_flags(mnms.TransferConfig).warm_start"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *flags], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == str(expected)
 
 
 SCRIPT = """

@@ -91,6 +91,20 @@ def test_random_and_cold_read_no_sources():
     assert cold[-20:].mean() > random[-20:].mean() + 0.5
 
 
+def test_the_similar_start_is_told_how_alike_the_tasks_are():
+    method = make_methods(["transfer_similar"])[0]
+    embeddings = []
+    for similarity in ([0.0, -50.0], [-50.0, 0.0]):
+        sources = Sources(SOURCES, jnp.array(similarity))
+        params = (
+            method.make(SPACE, sources, NUMBER, jax.random.key(1)).init(jax.random.key(2)).params
+        )
+        table = params["task_embedding"]
+        np.testing.assert_allclose(table[2], table[int(np.argmax(similarity))], rtol=1e-5)
+        embeddings.append(table[2])
+    assert not np.allclose(*embeddings)
+
+
 def test_tpe_begins_with_the_sources_best_and_then_finds_better():
     tried = play("tpe_enqueued", SOURCES, 12)
     # Two of each source: D, B and E, D.

@@ -110,6 +110,8 @@ def test_trials_whose_designs_are_gone_are_dropped():
         ({"unit": "hidden_size"}, "'unit' isn't in the old space; did you mean 'units'"),
         ({"units": "hiden_size"}, "did you mean 'hidden_size'"),
         ({"units:65": "large"}, "'65': 'units' had 64, 128"),
+        ({**RENAMED, "units:128": "larg"}, "'units:128' can't become 'larg'; did you mean 'large'"),
+        ({"units": "layers"}, "'units' can't become 'layers', which was a decision of its own"),
     ],
 )
 def test_wrong_names(renamed, message):

@@ -94,6 +94,20 @@ def test_phases_are_written_as_they_are_read(text):
     assert str(parse_phase(text)) == text
 
 
-def test_an_empty_schedule(tmp_path):
-    with pytest.raises(UserError, match="name at least one"):
-        run_schedule(mnms_jax.TransferConfig(workdir=str(tmp_path)), [])
+@pytest.mark.parametrize(
+    ("phases", "changes", "message"),
+    [
+        ((), {}, "name at least one"),
+        (("sst2:3:frozen",), {}, "phase sst2:3:frozen: the first one has nothing"),
+        (("sst2:3:replay",), {}, "phase sst2:3:replay: the first one has nothing"),
+        (("sst2:3", "sst2+sst2:3"), {}, "sst2,sst2: name at least one task, each once"),
+        (("sst2:3", "imbd:3"), {}, "task 'imbd' is unknown; did you mean 'imdb'"),
+        (("sst2:3", "imdb:3"), {"save_controller": False}, "starts from the controller before"),
+        (("sst2:3",), {"learner": "random"}, "--learner=random"),
+    ],
+)
+def test_mistakes_are_told_before_the_first_phase(phases, changes, message, tmp_path):
+    config = mnms_jax.TransferConfig(workdir=str(tmp_path / "w"), **changes)
+    with pytest.raises(UserError, match=message):
+        run_schedule(config, [parse_phase(text) for text in phases])
+    assert not (tmp_path / "w").exists()

@@ -125,6 +125,11 @@ def test_an_experiment_prints_and_writes_its_regrets(tmp_path, capsys):
     [
         (["randon"], {}, "did you mean 'random'"),
         (["tpe"], {}, "can't be compiled"),
+        (
+            ["transfer_similar"],
+            {},
+            "'transfer_similar' needs to know how alike a table's tasks are",
+        ),
         (["random"], {"task_names": ["task9"]}, "task 'task9' isn't in the table"),
         (["random"], {"task_names": ["task1"], "source_names": ["task1"]}, "name each once"),
         (["transfer"], {"task_names": BENCHMARK.task_names}, "needs source tasks"),
