@@ -118,7 +118,7 @@ class TransferConfig(Config):
     )
     imitation: bool = _option(True, "Pre-train on the sources' best trials.")
     suggested: int = _option(
-        20,
+        10,
         "Of a task's first so many trials, every other one is one of the sources' best designs, "
         "whatever the reward model says; without that model there are none.",
     )

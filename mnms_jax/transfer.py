@@ -56,7 +56,7 @@ class WarmStart(NamedTuple):
     trained: str = "all"
     imitation_steps: int = 200
     ranked: bool = True
-    suggested: int = 20
+    suggested: int = 10
     belief: float = 0.5
     replay: bool = False
 
