@@ -7,7 +7,7 @@ leaving out one at a time, without a model of rewards (`policy_...`, against `tr
 
 Command: python -m benchmarks.transfer --table=hpobench_mlp
 Variants: --table=nasbench_graph (tasks that disagree), --methods=random,cold,transfer
-Cost: with all methods, a quarter of an hour on two CPU cores. An interrupted run resumes.
+Cost: with all methods, twenty minutes on two CPU cores. An interrupted run resumes.
 """
 
 import functools
