@@ -19,6 +19,7 @@ from benchmarks.children import (
 from benchmarks.workers import Reply
 from mnms_jax.children.text import PRESETS, make_text_family, make_text_model
 from mnms_jax.controller import make_policy
+from mnms_jax.methods import Sources
 from mnms_jax.tasks.embeddings import WordVectors
 from mnms_jax.tasks.inputs import TextInputs
 from mnms_jax.tasks.text import normalize
@@ -319,7 +320,8 @@ def test_parts_are_left_out_of_the_policy(key):
 
 def test_useless_sources_have_their_rewards_elsewhere(key):
     bank = make_bank(SPACE, [[({"a": 1}, float(n)) for n in range(20)]] * 2)
-    made = transfer.useless(lambda space, sources, number, key: sources)(SPACE, bank, 2, key)
+    make = transfer.useless(lambda space, sources, number, key: sources.trials)
+    made = make(SPACE, Sources(bank), 2, key)
     np.testing.assert_array_equal(made.actions, bank.actions)
     for row in made.rewards:
         assert sorted(row.tolist()) == list(range(20)) != row.tolist()
