@@ -3,9 +3,9 @@
 Claim: without a model of rewards at most 2 ms a trial on two CPU cores, the same after 100 trials
 as after 10,000; with it less than Optuna. All decide in the default text space for eight tasks, in
 rounds of 64 trials: all are asked for, then all are told. A trial's reward is a fixed function of
-its decisions, which is not timed. Optuna has
-a study a task, in memory or in an SQLite file. They take turns, a round each, so that they
-share whatever else the machine does; one that has used up its seconds stays out from then on.
+its decisions, which is not timed. Optuna has a study a task, in memory or in an SQLite file. They
+take turns, a round each, so that they share whatever else the machine does; one that has used up
+its seconds stays out from then on.
 
 A figure after N trials (of all tasks together) is the median of the first five rounds that begin
 with at least N trials told. The first calls of the controller's functions, which compile them, are

@@ -33,15 +33,8 @@ _METHODS = flags.DEFINE_list(
         *("random", "cold", "portfolio", "tpe", "tpe_enqueued", "transfer", "transfer_useless"),
         *("transfer_random", "transfer_inferred", "transfer_frozen", "transfer_unguarded"),
         *("transfer_policy", "transfer_model", "transfer_replay", "transfer_unsuggested"),
-        *(
-            "policy",
-            "policy_frozen",
-            "policy_unimitated",
-            "policy_replay",
-            "policy_blind",
-            "policy_noskip",
-        ),
-        *("policy_onpolicy", "policy_relative", "policy_std"),
+        *("policy", "policy_frozen", "policy_unimitated", "policy_replay", "policy_blind"),
+        *("policy_noskip", "policy_onpolicy", "policy_relative", "policy_std"),
     ],
     "Methods to compare.",
 )

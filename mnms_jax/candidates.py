@@ -106,8 +106,9 @@ def choose(
         tried = jnp.all(designs[:, None] == trials.actions[None], -1) & trials.valid[None]
         is_new = ~(repeated | is_filler | jnp.any(tried, 1))
         best = jnp.argmax(jnp.where(is_new, ranking.scores, -jnp.inf))
-        suggestion = jnp.argmax(is_new & is_suggestion)  # the first; 0 if there is none
-        is_turn = (count < num_suggested) & (count % 2 == 0) & (is_new & is_suggestion)[suggestion]
+        left = is_new & is_suggestion
+        suggestion = jnp.argmax(left)  # the first; 0 if there is none
+        is_turn = (count < num_suggested) & (count % 2 == 0) & left[suggestion]
         chosen = jnp.where(is_turn, suggestion, best)
         there, made = jnp.array(True), jnp.array(False)
         expected = Trials(designs[chosen], ranking.expected[chosen], there, made)

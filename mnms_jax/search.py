@@ -142,11 +142,16 @@ def _trials(replay: ReplayBank, task_id: Array | int) -> Trials:
     return Trials(replay.actions[task_id], replay.rewards[task_id], replay.valid[task_id])
 
 
+def _of_task(tree: Any, task_id: Array | int) -> Any:
+    return jax.tree.map(lambda x: x[task_id], tree)
+
+
 def _beliefs(ranker: Ranker, state: SearchState, num_tasks: int) -> Metrics:
     beliefs = {}
     for t in range(num_tasks):
-        trials, known = _trials(state.replay, t), jax.tree.map(lambda x: x[t], state.knowledge)  # noqa: B023
-        beliefs[f"belief/{t}"] = ranker(known, trials, trials.actions[:1]).belief
+        trials = _trials(state.replay, t)
+        ranking = ranker(_of_task(state.knowledge, t), trials, trials.actions[:1])
+        beliefs[f"belief/{t}"] = ranking.belief
     return beliefs
 
 
@@ -163,14 +168,13 @@ def _make_chooser(
     def choose_for(state: SearchState, task_id: Array) -> Array:
         key = jax.random.fold_in(_round_key(state, _ASK), task_id)
         trials = _trials(state.replay, task_id)
-        known = (state.knowledge, state.suggestions)
-        knowledge, suggestions = jax.tree.map(lambda x: x[task_id], known)
+        suggestions = _of_task(state.suggestions, task_id)
         if suggestions is None:
             suggestions = Suggestions(jnp.zeros((0, space.num_decisions), jnp.int32), jnp.int32(0))
         designs = make_candidates(
             key, space, policy, state.params, task_id, trials, suggestions, numbers
         )
-        rank = functools.partial(ranker, knowledge)
+        rank = functools.partial(ranker, _of_task(state.knowledge, task_id))
         return choose(rank, designs, trials, number, suggestions, num_suggested)
 
     return choose_for

@@ -157,7 +157,7 @@ def test_every_other_of_the_first_trials_is_a_sources_best_design(key, trials_pe
     )
     _, _, tried, _ = run(search, 9 // trials_per_task, key)
     wanted = [np.asarray(sources.actions[t])[np.argsort(-sources.rewards[t])] for t in range(2)]
-    # Those of the model are as likely to be among the sources' three best; then the next one comes.
+    # A best design that the model chose before its turn is left out, and the next one takes it.
     best = [tuple(row) for own in wanted for row in own[:5].tolist()]
     assert all(design in best for design in tried[:6:2])
     first = {tuple(own[0].tolist()) for own in wanted}
