@@ -21,9 +21,8 @@ from absl import flags
 
 import mnms_jax as mnms
 from mnms_jax.advantage import Advantage
+from mnms_jax.learner import make_learner
 from mnms_jax.methods import MakeSearch, Sources, make_transfer_method
-from mnms_jax.transfer import make_transfer_learner
-from mnms_jax.types import Params
 
 _TABLE = flags.DEFINE_string("table", "hpobench_mlp", "Table of rewards, see mnms_jax.load_table.")
 _TASKS = flags.DEFINE_list("table_tasks", [], "Some of the table's tasks; by default all.")
@@ -52,28 +51,11 @@ def blind(space: mnms.SearchSpace, num_tasks: int) -> mnms.Policy:
     )
 
 
-def without_skip(space: mnms.SearchSpace, num_tasks: int) -> mnms.Policy:
-    """Returns the policy whose decisions see its inputs through the recurrent cell alone."""
-    policy = mnms.make_policy(space, num_tasks)
-
-    def cut(params: Params) -> Params:
-        recurrent = params["cell"]["hi"]["kernel"].shape[0]
-        return {**params, "head_kernel": params["head_kernel"].at[:, recurrent:].set(0)}
-
-    return policy._replace(
-        sample=lambda params, key, task_id: policy.sample(cut(params), key, task_id),
-        evaluate=lambda params, actions, task_id: policy.evaluate(cut(params), actions, task_id),
-    )
-
-
-def on_policy(policy: mnms.Policy) -> mnms.Learner:
-    """Returns the learner from the round's own trials."""
-    return mnms.make_reinforce_learner(policy, learning_rate=3e-3)
-
-
-def with_advantage(advantage: Advantage) -> Callable[[mnms.Policy], mnms.Learner]:
-    """Returns what makes the learner of transfer, with another advantage."""
-    return functools.partial(make_transfer_learner, advantage=advantage)
+def learns(
+    name: str = "ppo", advantage: Advantage = mnms.rank_advantage
+) -> Callable[[mnms.Policy], mnms.Learner]:
+    """Returns what makes a learner of transfer, with another learner or advantage."""
+    return functools.partial(make_learner, name, advantage=advantage, warm=True)
 
 
 _START = mnms.WarmStart(ranked=False)
@@ -84,13 +66,17 @@ _POLICIES = {
         make_transfer_method("policy_unimitated", _START._replace(imitation_steps=0)),
         make_transfer_method("policy_replay", _START._replace(replay=True)),
         make_transfer_method("policy_blind", _START, make_policy=blind),
-        make_transfer_method("policy_noskip", _START, make_policy=without_skip),
-        make_transfer_method("policy_onpolicy", _START, make_learner=on_policy),
         make_transfer_method(
-            "policy_relative", _START, make_learner=with_advantage(mnms.relative_advantage)
+            "policy_noskip",
+            _START,
+            make_policy=functools.partial(mnms.make_policy, skip_connection=False),
+        ),
+        make_transfer_method("policy_onpolicy", _START, make_learner=learns("reinforce")),
+        make_transfer_method(
+            "policy_relative", _START, make_learner=learns(advantage=mnms.relative_advantage)
         ),
         make_transfer_method(
-            "policy_std", _START, make_learner=with_advantage(mnms.standardized_advantage)
+            "policy_std", _START, make_learner=learns(advantage=mnms.standardized_advantage)
         ),
     )
 }

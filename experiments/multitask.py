@@ -6,7 +6,7 @@ are better than those of earlier ones and of random search, and differ by task.
 Command: python -m experiments.multitask
 Variants:
   python -m experiments.multitask --tasks=sst2,imdb --data_dir=DIR   TFDS data
-  python -m experiments.multitask --learner=reinforce                on-policy
+  python -m experiments.multitask --preset=mnms2017                  as published
   python -m experiments.multitask --space=full                       the published space; use a GPU
 The same command on the same --workdir resumes. benchmarks/RESULTS.md has costs and figures.
 """

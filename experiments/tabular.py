@@ -7,6 +7,8 @@ Command: python -m experiments.tabular --table=hpobench_mlp
 Variants:
   --table=nasbench_graph --pretrain=cora,citeseer --tasks=photo,computers,arxiv
   --methods=random,evolution,cold,multitask          no sources
+  --preset=mnms2017, --preset=tnaml2018              a published controller: each task alone, all
+                                                     tasks at once, and pre-trained
   --table=mine.csv                                   your own table, see mnms_jax.read_table
 """
 
@@ -21,8 +23,11 @@ _TASKS = flags.DEFINE_list("tasks", [], "Tasks to search on; by default the last
 _PRETRAIN = flags.DEFINE_list("pretrain", [], "Source tasks; by default all others.")
 _METHODS = flags.DEFINE_list(
     "methods",
-    ["random", "evolution", "cold", "multitask", "portfolio", "published", "transfer"],
+    ["random", "evolution", "cold", "multitask", "portfolio", "mnms2017", "transfer"],
     "Methods to compare, see mnms_jax.make_strategy.",
+)
+_PRESET = flags.DEFINE_enum(
+    "preset", None, list(mnms.PUBLISHED), "Compare this controller, and not those of --methods."
 )
 _SEEDS = flags.DEFINE_integer("seeds", 64, "Searches of each method.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of all that is random.")
@@ -41,7 +46,7 @@ def main() -> None:
     mnms.use_cores_as_devices()
     mnms.run_tabular(
         mnms.load_table(_TABLE.value),
-        _METHODS.value,
+        _methods(),
         task_names=_TASKS.value,
         source_names=_PRETRAIN.value,
         num_seeds=_SEEDS.value,
@@ -51,6 +56,15 @@ def main() -> None:
         trials_per_round=_ROUND.value,
         csv=pathlib.Path(_CSV.value).expanduser() if _CSV.value else None,
     )
+
+
+def _methods() -> list[str]:
+    name = _PRESET.value
+    if name is None:
+        return _METHODS.value
+    if flags.FLAGS["methods"].present:
+        raise mnms.UserError(f"--preset={name} doesn't go with --methods: name {name} there")
+    return ["random", f"{name}_cold", f"{name}_multitask", name]
 
 
 if __name__ == "__main__":

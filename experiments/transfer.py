@@ -6,7 +6,7 @@ trials (Wong & Gesmundo 2017, arXiv:1710.10776; Wong et al. 2018, arXiv:1803.027
 Command, after `python -m experiments.multitask --workdir=runs/pretrain`:
   python -m experiments.transfer --from=runs/pretrain --tasks=vader_tweets
 Variants:
-  --embedding=random --noimitation --noreward_model --advantage=relative    as published
+  --preset=mnms2017, --preset=tnaml2018                as published
   --embedding=random --trained=embedding               shared weights frozen
   --embedding=inferred                                 a mixture of the sources' embeddings
   --replay --tasks=vader_movie,vader_tweets            a source goes on, none is forgotten
@@ -35,8 +35,9 @@ _THRESHOLD = flags.DEFINE_integer(
 )
 # How a single search is made; in a comparison, its methods say so.
 _NOT_COMPARED = (
-    *("from", "learner", "advantage", "reward_model", "embedding", "trained", "imitation"),
-    *("suggested", "guard", "replay", "renamed", "time_limit"),
+    *("from", "preset", "learner", "advantage", "imitate_best", "skip_connection"),
+    *("reward_model", "embedding", "trained", "imitation", "suggested", "guard", "replay"),
+    *("renamed", "time_limit"),
 )
 
 

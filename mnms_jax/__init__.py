@@ -3,15 +3,24 @@
 from mnms_jax.advantage import rank_advantage, relative_advantage, standardized_advantage
 from mnms_jax.children.text import PRESETS, make_text_family
 from mnms_jax.cli import config_from_flags, define_flags, run_main, use_cores_as_devices
-from mnms_jax.config import Config, TransferConfig
+from mnms_jax.config import PUBLISHED, Config, TransferConfig
 from mnms_jax.controller import choice_frequencies, make_policy, make_random_policy
 from mnms_jax.evolution import make_evolution
 from mnms_jax.experiment import run_experiment
 from mnms_jax.export import SavedController, load_child, load_controller
-from mnms_jax.learner import Learner, make_null_learner, make_ppo_learner, make_reinforce_learner
+from mnms_jax.learner import (
+    LEARNERS,
+    Learner,
+    make_learner,
+    make_null_learner,
+    make_ppo_learner,
+    make_reinforce_learner,
+    make_trpo_learner,
+    make_urex_learner,
+)
 from mnms_jax.leave_one_out import run_leave_one_out, run_text_leave_one_out, table_objective
 from mnms_jax.lockstep import LeaveOneOutSetup
-from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss, reinforce_loss
+from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss, reinforce_loss, urex_loss
 from mnms_jax.methods import Method, make_methods
 from mnms_jax.reward_model import RewardModel, fit_reward_model, make_ranker
 from mnms_jax.run import make_requests
@@ -43,7 +52,9 @@ from mnms_jax.types import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "LEARNERS",
     "PRESETS",
+    "PUBLISHED",
     "ChildFamily",
     "ChildModel",
     "ChildSpec",
@@ -91,6 +102,7 @@ __all__ = [
     "load_word_vectors",
     "make_bank",
     "make_evolution",
+    "make_learner",
     "make_methods",
     "make_null_learner",
     "make_policy",
@@ -103,6 +115,8 @@ __all__ = [
     "make_strategy",
     "make_text_family",
     "make_transfer_search",
+    "make_trpo_learner",
+    "make_urex_learner",
     "parse_phase",
     "play",
     "play_seeds",
@@ -120,5 +134,6 @@ __all__ = [
     "run_text_leave_one_out",
     "standardized_advantage",
     "table_objective",
+    "urex_loss",
     "use_cores_as_devices",
 ]

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import jax
 from absl import app, flags, logging
 
-from mnms_jax.config import Config, flag_name
+from mnms_jax.config import PUBLISHED, Config, flag_name
 from mnms_jax.devices import HEARTBEAT_SECONDS, connect_processes
 from mnms_jax.tasks.packaged import cache_folder
 from mnms_jax.types import UserError
@@ -65,7 +65,8 @@ def run_main(main: Callable[[], Any]) -> None:
 def define_flags(config_class: type[Config] = Config, **defaults: Any) -> None:
     """Defines an absl flag for every field of a Config; defaults replace the fields' own.
 
-    And the flags of a run of several processes, which are no part of what is searched.
+    And --preset, which sets those that aren't given, and the flags of a run of several processes,
+    which are no part of what is searched.
     """
     for field in dataclasses.fields(config_class):
         name = flag_name(field.name)
@@ -83,6 +84,9 @@ def define_flags(config_class: type[Config] = Config, **defaults: Any) -> None:
             flags.DEFINE_float(name, default, help_text)
         else:
             flags.DEFINE_string(name, default, help_text)
+    flags.DEFINE_enum(
+        "preset", None, list(PUBLISHED), "A published controller; other flags change parts of it."
+    )
     flags.DEFINE_boolean(
         "distributed", False, "Join the processes that run the same command on other hosts."
     )
@@ -99,9 +103,11 @@ def config_from_flags(config_class: type[Config] = Config) -> Config:
     Raises:
       UserError: see Config and TransferConfig.
     """
+    preset = PUBLISHED.get(flags.FLAGS.preset, {})
     values: dict[str, Any] = {}
     for field in dataclasses.fields(config_class):
-        value = flags.FLAGS[flag_name(field.name)].value
+        flag = flags.FLAGS[flag_name(field.name)]
+        value = flag.value if flag.present else preset.get(field.name, flag.value)
         values[field.name] = tuple(value) if isinstance(value, list) else value
     return config_class(**values)
 

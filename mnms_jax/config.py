@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from mnms_jax.learner import LEARNERS
 from mnms_jax.transfer import EMBEDDINGS, TRAINED, WarmStart
 from mnms_jax.types import UserError
 
@@ -22,12 +23,16 @@ class Config:
         16, "Children trained between two updates of the controller, all tasks together."
     )
     space: str = _option("cpu", "Search space.", ("cpu", "full"))
-    learner: str = _option("ppo", "How the controller learns.", ("ppo", "reinforce", "random"))
+    learner: str = _option("ppo", "How the controller learns.", (*LEARNERS, "random"))
     advantage: str = _option(
         "rank",
         "Rewards against the task's baseline: relative, as published; over the moving standard "
         "deviation; or as ranks.",
         ("relative", "std", "rank"),
+    )
+    imitate_best: bool = _option(True, "Let PPO imitate each task's best trials too.")
+    skip_connection: bool = _option(
+        True, "Show a decision its inputs directly too, not only through the recurrent cell."
     )
     seed: int = _option(0, "Seed of everything random but the splits of the data.")
     workdir: str = _option("runs/multitask", "Folder of the results; the same one resumes.")
@@ -161,6 +166,21 @@ class TransferConfig(Config):
         """New names by old ones."""
         pairs = (entry.partition("=") for entry in self.renamed)
         return {old: new for old, _, new in pairs}
+
+
+# The papers' controllers as values of these fields: Wong & Gesmundo (2017), and Wong et al. (2018),
+# who compare REINFORCE, TRPO and UREX. What neither paper gives is as elsewhere.
+_AS_PUBLISHED = {
+    "advantage": "relative",
+    "imitate_best": False,
+    "reward_model": False,
+    "embedding": "random",
+    "imitation": False,
+}
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "mnms2017": {**_AS_PUBLISHED, "learner": "ppo", "skip_connection": False},
+    "tnaml2018": {**_AS_PUBLISHED, "learner": "reinforce", "skip_connection": True},
+}
 
 
 def flag_name(field: str) -> str:

@@ -61,6 +61,7 @@ def make_policy(
     hidden_size: int = 64,
     action_embedding_size: int = 16,
     task_embedding_size: int = 16,
+    skip_connection: bool = True,
     init_scale: float = 0.1,
 ) -> Policy:
     """Returns the recurrent multitask policy over a search space.
@@ -71,6 +72,8 @@ def make_policy(
       hidden_size: units of the LSTM.
       action_embedding_size: length of the embedding of the previous action.
       task_embedding_size: length of the task embedding.
+      skip_connection: whether decisions see the inputs directly too, or only through the recurrent
+        cell, as in the first of the two papers. The parameters are the same.
       init_scale: parameters start uniform in [-init_scale, init_scale] (Zoph & Le 2017).
     """
     network = _PolicyNetwork(
@@ -79,6 +82,7 @@ def make_policy(
         hidden_size=hidden_size,
         action_embedding_size=action_embedding_size,
         task_embedding_size=task_embedding_size,
+        skip_connection=skip_connection,
         init_scale=init_scale,
     )
 
@@ -141,6 +145,7 @@ class _PolicyNetwork(nn.Module):
     hidden_size: int
     action_embedding_size: int
     task_embedding_size: int
+    skip_connection: bool
     init_scale: float
 
     @nn.compact
@@ -167,6 +172,7 @@ class _PolicyNetwork(nn.Module):
         def gates(prefix: str, name: str) -> Array:
             return jnp.concatenate([cell_params[prefix + gate][name] for gate in "ifgo"], axis=-1)
 
+        skip = kernel[:, self.hidden_size :]
         before_first = jnp.broadcast_to(first, (1, *action.shape[1:]))
         return _Weights(
             task,
@@ -175,7 +181,7 @@ class _PolicyNetwork(nn.Module):
             gates("h", "kernel"),
             gates("h", "bias"),
             kernel[:, : self.hidden_size],
-            kernel[:, self.hidden_size :],
+            skip if self.skip_connection else jnp.zeros_like(skip),
             bias,
         )
 

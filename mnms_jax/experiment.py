@@ -25,7 +25,7 @@ from mnms_jax.config import LOCAL, RESUMABLE, Config, TransferConfig
 from mnms_jax.controller import choice_frequencies, make_policy, make_random_policy
 from mnms_jax.devices import exchange, from_first
 from mnms_jax.export import SavedController, TextChild, save_child, save_controller
-from mnms_jax.learner import make_null_learner, make_ppo_learner, make_reinforce_learner
+from mnms_jax.learner import make_learner, make_null_learner
 from mnms_jax.report import (
     Finalists,
     Specialization,
@@ -49,7 +49,7 @@ from mnms_jax.tasks.registry import load_tasks
 from mnms_jax.tasks.text import task_traits
 from mnms_jax.tracking import Tracker
 from mnms_jax.training.fit import Request, Trainer
-from mnms_jax.transfer import make_transfer_learner, make_transfer_search
+from mnms_jax.transfer import make_transfer_search
 from mnms_jax.types import ChildFamily, Policy, Task, UserError
 
 
@@ -131,7 +131,13 @@ def make_search_from(
       bench: tasks and space.
       sources: what a search by a TransferConfig starts from.
     """
-    advantage = ADVANTAGES[config.advantage]
+    learns = functools.partial(
+        make_learner,
+        config.learner,
+        advantage=ADVANTAGES[config.advantage],
+        imitate_best=config.imitate_best,
+    )
+    decides = functools.partial(make_policy, skip_connection=config.skip_connection)
     if sources is not None and isinstance(config, TransferConfig):
         known = sources.task_names
         return make_transfer_search(
@@ -143,15 +149,15 @@ def make_search_from(
             trials_per_task=config.trials_per_task,
             similarity=similarities([task_traits(task) for task in bench.tasks], sources.traits),
             start=config.warm_start,
-            make_learner=functools.partial(make_transfer_learner, advantage=advantage),
+            make_policy=decides,
+            make_learner=functools.partial(learns, warm=True),
         )
     space, num_tasks = bench.family.space, len(bench.tasks)
     if config.learner == "random":
         policy, learner = make_random_policy(space), make_null_learner()
     else:
-        policy = make_policy(space, num_tasks)
-        make = make_ppo_learner if config.learner == "ppo" else make_reinforce_learner
-        learner = make(policy, advantage=advantage)
+        policy = decides(space, num_tasks)
+        learner = learns(policy)
     ranked = config.reward_model and config.learner != "random"
     search = make_search(
         space,
@@ -179,8 +185,8 @@ def run_experiment(config: Config) -> dict:
     if isinstance(config, TransferConfig):
         if not config.from_:
             raise UserError("--from: name the folder of a search or controller to start from")
-        if config.learner != "ppo":
-            raise UserError(f"--learner={config.learner}: a transfer learns by ppo")
+        if config.learner == "random":
+            raise UserError("--learner=random: random search has nothing to transfer")
     with contextlib.ExitStack() as stack:
         bench = make_bench(config)
         sources = _load_sources(config, bench)

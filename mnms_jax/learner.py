@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from mnms_jax import replay as replay_lib
 from mnms_jax.advantage import Advantage, Baseline, rank_advantage
-from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss, reinforce_loss
+from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss, reinforce_loss, urex_loss
 from mnms_jax.replay import Batch, ReplayBank
 from mnms_jax.types import Array, Params, Policy, PRNGKey
 
@@ -29,6 +30,45 @@ class Learner(NamedTuple):
     update: Callable[
         [PRNGKey, Params, Any, Baseline, ReplayBank, Batch], tuple[Params, Any, Metrics]
     ]
+
+
+LEARNERS = ("ppo", "reinforce", "trpo", "urex")
+
+
+def make_learner(
+    name: str,
+    policy: Policy,
+    *,
+    advantage: Advantage = rank_advantage,
+    imitate_best: bool = True,
+    warm: bool = False,
+    num_updates: int | None = None,
+) -> Learner:
+    """Returns a learner by its name, one of `LEARNERS`.
+
+    Args:
+      name: of the learner.
+      policy: the policy to train.
+      advantage: how rewards become advantages.
+      imitate_best: whether PPO imitates each task's best trials too.
+      warm: whether the policy knows something already, which smaller steps keep.
+      num_updates: of PPO in a round; by default 8, or 4 in smaller steps.
+    """
+    rate = 3e-3 if warm else 1e-2
+    if name == "reinforce":
+        return make_reinforce_learner(policy, advantage=advantage, learning_rate=rate)
+    if name == "trpo":
+        return make_trpo_learner(policy, advantage=advantage)
+    if name == "urex":
+        return make_urex_learner(policy, advantage=advantage, learning_rate=rate)
+    return make_ppo_learner(
+        policy,
+        advantage=advantage,
+        learning_rate=rate,
+        imitation_weight=(0.1 if warm else 0.3) if imitate_best else 0.0,
+        num_updates=num_updates or (4 if warm else 8),
+        batch_size=32 if warm else 64,
+    )
 
 
 def make_ppo_learner(
@@ -110,7 +150,51 @@ def make_reinforce_learner(
 
     The arguments are those of `make_ppo_learner`.
     """
-    optimizer = _optimizer(learning_rate, max_grad_norm)
+
+    def loss(log_probs: Array, batch: Batch, advantages: Array) -> Array:
+        del batch
+        return reinforce_loss(log_probs, advantages)
+
+    return _make_gradient_learner(
+        policy, loss, advantage, _optimizer(learning_rate, max_grad_norm), entropy_weight
+    )
+
+
+def make_urex_learner(
+    policy: Policy,
+    *,
+    advantage: Advantage = rank_advantage,
+    learning_rate: float = 1e-2,
+    temperature: float = 0.1,
+    max_grad_norm: float = 1.0,
+) -> Learner:
+    """Returns on-policy UREX: REINFORCE that is drawn to good designs that seem unlikely.
+
+    Nachum et al. (2017, arXiv:1611.09321). Its second term takes the place of the entropy bonus.
+
+    Args:
+      policy: the policy to train.
+      advantage: how rewards become advantages, in whose units the temperature is.
+      learning_rate: of Adam.
+      temperature: the paper's tau, for which it tries 0.05 to 0.2.
+      max_grad_norm: gradients are scaled down to this global norm.
+    """
+
+    def loss(log_probs: Array, batch: Batch, advantages: Array) -> Array:
+        exploration = urex_loss(log_probs, batch.task_ids, advantages, temperature=temperature)
+        return reinforce_loss(log_probs, advantages) + exploration
+
+    return _make_gradient_learner(policy, loss, advantage, _optimizer(learning_rate, max_grad_norm))
+
+
+def _make_gradient_learner(
+    policy: Policy,
+    loss: Callable[[Array, Batch, Array], Array],
+    advantage: Advantage,
+    optimizer: optax.GradientTransformation,
+    entropy_weight: float = 0.0,
+) -> Learner:
+    """Returns one gradient step a round on a loss of log_probs [B, D], trials and advantages."""
     evaluate = jax.vmap(policy.evaluate, in_axes=(None, 0, 0))
 
     def update(
@@ -122,14 +206,11 @@ def make_reinforce_learner(
         batch: Batch,
     ) -> tuple[Params, Any, Metrics]:
         del key
-        worst = replay_lib.worst_rewards(replay)[batch.task_ids]
-        rewards = jnp.where(jnp.isnan(batch.rewards), worst, batch.rewards)
-        replay = replay_lib.fill_failures(replay)
+        advantages = _own_advantages(advantage, baseline, replay, batch)
 
         def loss_fn(params: Params) -> tuple[Array, Metrics]:
             output = evaluate(params, batch.actions, batch.task_ids)
-            advantages = advantage(baseline, replay, batch.task_ids, rewards)
-            surrogate = reinforce_loss(output.log_probs, advantages)
+            surrogate = loss(output.log_probs, batch, advantages)
             return _with_entropy(surrogate, output.entropy, entropy_weight)
 
         grads, metrics = jax.grad(loss_fn, has_aux=True)(params)
@@ -137,6 +218,94 @@ def make_reinforce_learner(
         return optax.apply_updates(params, updates), opt_state, metrics
 
     return Learner(optimizer.init, update)
+
+
+def make_trpo_learner(
+    policy: Policy,
+    *,
+    advantage: Advantage = rank_advantage,
+    max_divergence: float = 0.05,
+    entropy_weight: float = 0.01,
+    num_probes: int = 8,
+    damping: float = 0.01,
+    num_products: int = 10,
+    num_steps: int = 10,
+) -> Learner:
+    """Returns on-policy TRPO: the largest step along the natural gradient that is safe.
+
+    Schulman et al. (2015, arXiv:1502.05477). The divergence of the new policy from the old one is
+    a mean over designs that are drawn for it, as they need no training.
+
+    Args:
+      policy: the policy to train.
+      advantage: how rewards become advantages.
+      max_divergence: the paper's delta, of a whole design; in nats.
+      entropy_weight: weight of the entropy bonus of a whole design; the paper has none.
+      num_probes: designs drawn for every trial of the round.
+      damping: added to the diagonal of the Fisher matrix.
+      num_products: of that matrix with a vector, by the method of conjugate gradients.
+      num_steps: step sizes that are tried, each half of the one before; if none is safe and of
+        use, the policy stays as it is.
+    """
+    evaluate = jax.vmap(policy.evaluate, in_axes=(None, 0, 0))
+
+    def update(
+        key: PRNGKey,
+        params: Params,
+        opt_state: Any,
+        baseline: Baseline,
+        replay: ReplayBank,
+        batch: Batch,
+    ) -> tuple[Params, Any, Metrics]:
+        advantages = _own_advantages(advantage, baseline, replay, batch)
+        task_ids = jnp.tile(batch.task_ids, num_probes)
+        keys = jax.random.split(key, task_ids.size)
+        probes = jax.vmap(policy.sample, in_axes=(None, 0, 0))(params, keys, task_ids)
+        start, unravel = ravel_pytree(params)
+
+        def loss_fn(flat: Array) -> tuple[Array, Metrics]:
+            output = evaluate(unravel(flat), batch.actions, batch.task_ids)
+            surrogate = ppo_loss(output.log_probs, batch.log_probs, advantages, clip=jnp.inf)
+            return _with_entropy(surrogate, output.entropy, entropy_weight)
+
+        def probe(flat: Array) -> Array:
+            return evaluate(unravel(flat), probes.actions, task_ids).log_probs
+
+        def divergence(flat: Array) -> Array:
+            change = probe(flat) - probes.log_probs
+            return jnp.mean(jnp.sum(jnp.expm1(change) - change, axis=1))
+
+        _, push = jax.linearize(probe, start)
+        pull = jax.linear_transpose(push, start)
+
+        def fisher(direction: Array) -> Array:
+            return pull(push(direction))[0] / task_ids.size + damping * direction
+
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(start)
+        direction, _ = jax.scipy.sparse.linalg.cg(fisher, -grads, maxiter=num_products)
+        length = jnp.sqrt(2 * max_divergence / jnp.maximum(direction @ fisher(direction), 1e-12))
+        steps = length * 0.5 ** jnp.arange(num_steps)
+        is_good = jax.lax.map(
+            lambda step: (
+                (divergence(start + step * direction) <= max_divergence)
+                & (loss_fn(start + step * direction)[0] < loss)
+            ),
+            steps,
+        )
+        step = jnp.where(jnp.any(is_good), steps[jnp.argmax(is_good)], 0.0)
+        moved = start + step * direction
+        return unravel(moved), opt_state, {**metrics, "divergence": divergence(moved)}
+
+    return Learner(lambda params: (), update)
+
+
+def _own_advantages(
+    advantage: Advantage, baseline: Baseline, replay: ReplayBank, batch: Batch
+) -> Array:
+    """Returns the advantages of a round's own trials, [B], failed ones included."""
+    worst = replay_lib.worst_rewards(replay)[batch.task_ids]
+    rewards = jnp.where(jnp.isnan(batch.rewards), worst, batch.rewards)
+    return advantage(baseline, replay_lib.fill_failures(replay), batch.task_ids, rewards)
 
 
 def make_null_learner() -> Learner:

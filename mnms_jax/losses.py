@@ -34,6 +34,25 @@ def ppo_loss(
     return -jnp.mean(jnp.sum(jnp.minimum(ratios * advantages, clipped * advantages), axis=1))
 
 
+def urex_loss(
+    log_probs: Array, task_ids: Array, advantages: Array, *, temperature: float = 0.1
+) -> Array:
+    """Returns the part of UREX that explores designs which are better than they are likely.
+
+    Nachum et al. (2017, arXiv:1611.09321), the second term of the objective, whose tau is
+    `temperature`: minus the log-probabilities of designs, weighted by exp(advantage / tau) over
+    their probabilities. Weights are normalised within each task's designs (task_ids int32 [B]), as
+    in the paper within the samples of one problem.
+    """
+    chex.assert_rank([log_probs, task_ids, advantages], [2, 1, 1])
+    totals = jnp.sum(log_probs, axis=1)
+    logits = jax.lax.stop_gradient(advantages / temperature - totals)
+    same_task = task_ids[:, None] == task_ids[None]
+    logits -= jax.nn.logsumexp(jnp.where(same_task, logits[None], -jnp.inf), axis=1)
+    num_tasks = jnp.sum(1.0 / jnp.sum(same_task, axis=1))
+    return -temperature * jnp.sum(jnp.exp(logits) * totals) / num_tasks
+
+
 def imitation_loss(log_probs: Array, weights: Array) -> Array:
     """Returns minus the weighted mean log-probability of designs, for weights [B].
 

@@ -99,8 +99,8 @@ def _check(config: TransferConfig, phases: Sequence[Phase]) -> None:
         raise UserError(f"phase {phases[0]}: the first one has nothing to replay or to keep frozen")
     if len(phases) > 1 and not config.save_controller:
         raise UserError("--nosave_controller: a phase starts from the controller before")
-    if config.learner != "ppo":
-        raise UserError(f"--learner={config.learner}: a schedule learns by ppo")
+    if config.learner == "random":
+        raise UserError("--learner=random: random search has nothing to transfer")
     check_tasks([name for phase in phases for name in phase.tasks])
     for phase in phases:
         dataclasses.replace(config, tasks=phase.tasks)

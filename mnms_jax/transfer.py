@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnms_jax import replay as replay_lib
-from mnms_jax.advantage import Advantage, init_baseline, rank_advantage, update_baseline
+from mnms_jax.advantage import init_baseline, rank_advantage, update_baseline
 from mnms_jax.controller import make_policy
-from mnms_jax.learner import Learner, Metrics, imitate, make_ppo_learner
+from mnms_jax.learner import Learner, Metrics, imitate, make_learner
 from mnms_jax.replay import ReplayBank, best_designs
 from mnms_jax.reward_model import RewardModel, fit_reward_model, make_ranker
 from mnms_jax.search import Proposal, Search, SearchState, make_search
@@ -61,6 +61,9 @@ class WarmStart(NamedTuple):
     replay: bool = False
 
 
+_WARM_PPO = functools.partial(make_learner, "ppo", warm=True)
+
+
 def make_bank(
     space: SearchSpace, trials: Sequence[Sequence[tuple[Mapping[str, Choice], float | None]]]
 ) -> ReplayBank:
@@ -80,18 +83,6 @@ def make_bank(
     return ReplayBank(jnp.asarray(actions), log_probs, jnp.asarray(rewards), jnp.asarray(sizes))
 
 
-def make_transfer_learner(policy: Policy, advantage: Advantage = rank_advantage) -> Learner:
-    """Returns PPO in smaller steps than from scratch: what the policy knows is worth keeping."""
-    return make_ppo_learner(
-        policy,
-        advantage=advantage,
-        learning_rate=3e-3,
-        imitation_weight=0.1,
-        num_updates=4,
-        batch_size=32,
-    )
-
-
 def make_transfer_search(
     key: PRNGKey,
     space: SearchSpace,
@@ -103,7 +94,7 @@ def make_transfer_search(
     similarity: AnyArray | None = None,
     start: WarmStart = WarmStart(),  # noqa: B008, as a NamedTuple it can't change
     make_policy: Callable[[SearchSpace, int], Policy] = make_policy,
-    make_learner: Callable[[Policy], Learner] = make_transfer_learner,
+    make_learner: Callable[[Policy], Learner] = _WARM_PPO,
 ) -> tuple[Policy, Search]:
     """Returns the policy over the targets, and the search on them that starts from the sources.
 

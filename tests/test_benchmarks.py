@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -311,7 +313,7 @@ def test_parts_are_left_out_of_the_policy(key):
     for make, blind, skips in (
         (make_policy, False, True),
         (transfer.blind, True, True),
-        (transfer.without_skip, False, False),
+        (functools.partial(make_policy, skip_connection=False), False, False),
     ):
         first, second, shifted = evaluate(make, shift_skip)
         assert np.array_equal(first, second) == blind

@@ -71,6 +71,35 @@ def test_flags_of_transfer_become_its_warm_start(flags, expected):
     assert done.stdout.strip() == str(expected)
 
 
+def test_a_preset_sets_the_flags_that_are_not_given():
+    script = SCRIPT.replace("config_from_flags()", "config_from_flags(mnms.TransferConfig)")
+    script = script.replace("seed=7", "mnms.TransferConfig")
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--preset=tnaml2018", "--learner=urex", "--imitation"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    expected = TransferConfig(
+        learner="urex",
+        advantage="relative",
+        imitate_best=False,
+        reward_model=False,
+        embedding="random",
+        imitation=True,
+    )
+    assert done.stdout.strip() == str(expected)
+    assert run("--preset=mnms2017").stdout.strip() == str(
+        Config(
+            seed=7,
+            advantage="relative",
+            imitate_best=False,
+            skip_connection=False,
+            reward_model=False,
+        )
+    )
+
+
 SCRIPT = """
 import mnms_jax as mnms
 mnms.define_flags(seed=7)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss, reinforce_loss
+from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss, reinforce_loss, urex_loss
 
 
 def test_reinforce_has_the_policy_gradient_of_a_softmax():
@@ -51,3 +51,17 @@ def test_imitation_is_a_weighted_mean():
     log_probs = jnp.array([[-1.0, -2.0], [-5.0, -5.0], [0.0, -1.0]])
     assert float(imitation_loss(log_probs, jnp.array([1.0, 0.0, 1.0]))) == pytest.approx(2.0)
     assert float(imitation_loss(log_probs, jnp.zeros(3))) == 0.0
+
+
+def test_urex_by_hand():
+    log_probs = jnp.log(jnp.array([[0.5, 0.5], [0.1, 1.0], [0.2, 0.1], [0.3, 0.3]]))
+    task_ids, advantages = jnp.array([0, 0, 0, 1]), jnp.array([1.0, 0.5, -1.0, 0.7])
+    # Designs have probabilities .25, .1, .02 and .09; the last one is alone on its task.
+    weights = np.exp([2.0, 1.0, -2.0]) / [0.25, 0.1, 0.02]
+    weights /= weights.sum()
+    of_first = np.sum(weights * np.log([0.25, 0.1, 0.02]))
+    expected = -0.5 * (of_first + np.log(0.09)) / 2
+    found = urex_loss(log_probs, task_ids, advantages, temperature=0.5)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    grad = jax.grad(lambda x: urex_loss(x, task_ids, advantages, temperature=0.5))(log_probs)
+    np.testing.assert_allclose(grad[:, 0], [*(-0.25 * weights), -0.25], rtol=1e-5)

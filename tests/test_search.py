@@ -7,7 +7,14 @@ from toy import SPACE
 
 from mnms_jax.advantage import ADVANTAGES, rank_advantage
 from mnms_jax.controller import make_policy, make_random_policy
-from mnms_jax.learner import make_null_learner, make_ppo_learner, make_reinforce_learner
+from mnms_jax.learner import (
+    LEARNERS,
+    make_null_learner,
+    make_ppo_learner,
+    make_reinforce_learner,
+    make_trpo_learner,
+    make_urex_learner,
+)
 from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss
 from mnms_jax.replay import best, sample
 from mnms_jax.reward_model import make_ranker
@@ -18,6 +25,18 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 NUM_TASKS = 2
 # The reward of a design by task: what is best on one task is worst on the other.
 WEIGHTS = jnp.array([[[0.0, 0.5, 0.9], [0.0, 0.1, 0.0], [0.0, 0.0, 0.1]]])
+MAKE = {
+    "ppo": make_ppo_learner,
+    "reinforce": make_reinforce_learner,
+    "trpo": make_trpo_learner,
+    "urex": make_urex_learner,
+}
+SETTINGS = {
+    "ppo": {"learning_rate": 5e-3},
+    "reinforce": {"learning_rate": 3e-2},
+    "trpo": {"max_divergence": 0.2},
+    "urex": {"learning_rate": 3e-2},
+}
 TABLE = jnp.concatenate([WEIGHTS, 0.5 - WEIGHTS / 2])
 
 
@@ -31,8 +50,7 @@ def build(learner="ppo", advantage="rank", **kwargs):
         policy, chosen = make_random_policy(SPACE), make_null_learner()
     else:
         policy = make_policy(SPACE, NUM_TASKS)
-        make = make_ppo_learner if learner == "ppo" else make_reinforce_learner
-        chosen = make(policy, advantage=ADVANTAGES[advantage], **kwargs)
+        chosen = MAKE[learner](policy, advantage=ADVANTAGES[advantage], **kwargs)
     return policy, make_search(SPACE, policy, chosen, num_tasks=NUM_TASKS, trials_per_task=8)
 
 
@@ -48,11 +66,12 @@ def run(search, rounds, key=None):
     return jax.lax.scan(step, search.init(jax.random.key(0) if key is None else key), None, rounds)
 
 
-@pytest.mark.parametrize("learner", ["ppo", "reinforce"])
-@pytest.mark.parametrize("advantage", list(ADVANTAGES))
+@pytest.mark.parametrize(
+    ("learner", "advantage"),
+    [*((learner, "rank") for learner in LEARNERS), ("ppo", "relative"), ("ppo", "std")],
+)
 def test_the_controller_learns_both_tasks(learner, advantage):
-    rate = 5e-3 if learner == "ppo" else 3e-2
-    policy, search = build(learner, advantage, learning_rate=rate)
+    policy, search = build(learner, advantage, **SETTINGS[learner])
     state, rewards = run(search, 60)
     _, uniform = run(build("random")[1], 60)
     assert float(rewards[-10:].mean()) > float(uniform.mean()) + 0.15

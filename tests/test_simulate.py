@@ -70,7 +70,11 @@ def test_seeds_are_spread_over_devices_and_each_is_its_own(num_seeds, key):
 
 
 @pytest.mark.parametrize(
-    "name", ["cold", "evolution", "multitask", "portfolio", "published", "pretrained", "transfer"]
+    "name",
+    [
+        *("cold", "evolution", "multitask", "portfolio", "mnms2017", "mnms2017_multitask"),
+        *("tnaml2018_trpo_cold", "tnaml2018_urex", "pretrained", "transfer"),
+    ],
 )
 def test_strategies_play_each_target(name, key):
     played = jax.jit(make_strategy(name, SETUP))(BENCHMARK.table, key)

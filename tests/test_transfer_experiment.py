@@ -74,7 +74,7 @@ def test_killed_and_started_again_it_ends_with_the_same_trials(
         (("--from=/nowhere", "--tasks=imdb"), "error: /nowhere holds no controller"),
         (("--from=x", "--tasks=imdb", "--renamed=a"), "error: --renamed=a: must be old=new"),
         (("--from=x", "--tasks=imdb", "--embedding=maen"), "mean|random|similar|inferred"),
-        (("--from=x", "--learner=random"), "--learner=random: a transfer learns by ppo"),
+        (("--from=x", "--learner=random"), "--learner=random: random search has nothing"),
         (("--from=x", "--suggested=-1"), "--suggested=-1: must be at least 0"),
         (("--leave_one_out", "--noguard"), "--guard doesn't go with --leave_one_out"),
         (("--leave_one_out", "--tasks=imdb"), "leaving one task out takes at least two tasks"),
