@@ -52,16 +52,14 @@ def test_trpo_steps_along_the_natural_gradient(key):
         damping=1e-4,
     )
     moved, _, metrics = learner.update(key, logits, (), *told(SOFTMAX, logits, actions, advantages))
-    p = np.exp(logits)
-    gradient = advantages @ (np.eye(4) - p) / 4
-    fisher = np.diag(p) - np.outer(p, p)
-    natural = np.linalg.pinv(fisher) @ gradient
+    p = np.exp(np.asarray(logits))
+    natural = np.asarray(advantages) / p  # as F = diag(p) - p p^T, and the gradient is A - p sum(A)
     step = np.asarray(moved - logits)
-    step -= step.mean()  # a constant changes no probability
-    natural -= natural.mean()
+    step = step - step.mean()  # a constant changes no probability
+    natural = natural - natural.mean()
     cosine = step @ natural / np.linalg.norm(step) / np.linalg.norm(natural)
     assert cosine > 0.99
-    assert 0.5e-3 < float(metrics["divergence"]) <= 1e-3
+    assert 0.2e-3 < float(metrics["divergence"]) <= 1e-3  # of a step once halved, or whole
     new = np.asarray(jax.nn.softmax(moved))
     assert np.sum(p * np.log(p / new)) == pytest.approx(float(metrics["divergence"]), rel=0.2)
 
