@@ -112,7 +112,7 @@ def make_cold_search(
         learner,
         num_tasks=num_tasks,
         trials_per_task=trials_per_task,
-        ranker=make_ranker(space) if ranked else None,
+        ranker=make_ranker() if ranked else None,
     )
 
 

@@ -1,11 +1,10 @@
 """A model of rewards, which says which of many designs is worth the next trial.
 
-A network learns the source tasks' rewards from their trials, with a linear head for each task. The
-target's own head is unknown, and the sources' heads say what to expect (Perrone et al. 2018,
-"Scalable hyperparameter transfer learning"). What the network doesn't know of the target is a
-Gaussian process over designs (Rasmussen & Williams 2006, chapter 2).
+Each task's rewards are a Gaussian process over designs (Rasmussen & Williams 2006, chapter 2). What
+is expected of a task are other tasks' processes, in a combination that is itself unknown, and how
+far the task's own trials are from that.
 
-The guard against negative transfer is part of it: that the sources tell something of the target,
+The guard against negative transfer is part of it: that other tasks tell something of the target,
 and that they tell nothing, are two hypotheses, weighed by how likely they make the target's trials.
 """
 
@@ -16,11 +15,9 @@ from typing import Any, NamedTuple, TypeAlias
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 
 from mnms_jax.replay import ReplayBank
-from mnms_jax.space import SearchSpace
-from mnms_jax.types import Array, Params, PRNGKey
+from mnms_jax.types import Array
 
 _MOST = 3.0  # scaled rewards are clipped to [-_MOST, _MOST]: how bad a bad design is says little
 _LEVEL = 2.0  # prior deviation of the target's level
@@ -32,12 +29,13 @@ _BLOCK = 16  # observations that are conditioned on at once
 
 
 class RewardModel(NamedTuple):
-    """What source tasks say of designs, by F features of a network and a constant one; a pytree."""
+    """What K other tasks' trials say of designs: a Gaussian process each; a pytree."""
 
-    network: Params
-    head_mean: Array  # [F + 1], of the sources' heads
-    head_covariance: Array  # [F + 1, F + 1]
-    scale: Array  # [], a usual difference between a source's good and middling rewards; NaN: none
+    actions: Array  # int32 [K, N, D], their trials
+    weights: (
+        Array  # [K, N]; what a task expects of a design is its covariances with them times these
+    )
+    scale: Array  # [K], a usual difference between good and middling rewards; NaN: doesn't count
 
 
 class Trials(NamedTuple):
@@ -57,72 +55,47 @@ class Ranking(NamedTuple):
     belief: Array  # [], probability that the sources tell something of this task
 
 
-# What is known of the sources, the task's trials, designs int32 [M, D] -> their ranking.
+# What is known of other tasks (None: nothing), the task's trials, designs [M, D] -> their ranking.
 Ranker: TypeAlias = Callable[[Any, Trials, Array], Ranking]
 
 
-def fit_reward_model(
-    key: PRNGKey,
-    space: SearchSpace,
-    sources: ReplayBank,
-    *,
-    hidden_size: int = 64,
-    num_features: int = 32,
-    num_steps: int = 500,
-    learning_rate: float = 1e-2,
-    weight_decay: float = 1e-3,
-    head_deviation: float = 0.05,
-) -> RewardModel:
-    """Learns what the source tasks' trials say of designs.
+def fit_reward_model(tasks: ReplayBank) -> RewardModel:
+    """Learns what tasks' trials say of designs; a task without any reward doesn't count."""
+    centre, scale = _centre_and_scale(tasks.rewards, tasks.valid)
+    y = (tasks.rewards - centre[:, None]) / scale[:, None]
+    y = jnp.clip(jnp.where(jnp.isnan(y), -_MOST, y), -_MOST, _MOST)
+    has_rewards = jnp.any(tasks.valid & ~jnp.isnan(tasks.rewards), axis=1)
 
-    Args:
-      key: of the network's initial weights.
-      space: the search space.
-      sources: trials of T tasks. One without any reward counts as if it weren't there.
-      hidden_size: units of the network's hidden layer.
-      num_features: units of its last layer; with a constant they are the features.
-      num_steps: steps of AdamW on all trials, at a rate that falls to zero.
-      learning_rate: at the first step.
-      weight_decay: of AdamW.
-      head_deviation: how far a target's head may be from all that the sources' heads span.
-    """
-    centre, scale = _centre_and_scale(sources.rewards, sources.valid)
-    targets = jnp.where(
-        jnp.isnan(sources.rewards), -_MOST, (sources.rewards - centre[:, None]) / scale[:, None]
-    )
-    targets = jnp.clip(targets, -_MOST, _MOST)
-    num_tasks = len(targets)
-    network = _init_network(key, (space.action_mask.size, hidden_size, num_features))
-    params = (network, jnp.zeros((num_tasks, num_features + 1)))
-    rate = optax.linear_schedule(learning_rate, 0.0, num_steps)
-    optimizer = optax.adamw(rate, weight_decay=weight_decay)
-    count = jnp.maximum(jnp.sum(sources.valid), 1)
+    def weigh(trials: Trials) -> Array:
+        covariance = _likeness(trials.actions, trials.actions)
+        return _solve(trials.rewards, covariance, jnp.sum(trials.valid))
 
-    def loss_fn(params: Params) -> Array:
-        network, heads = params
-        features = jax.vmap(functools.partial(_features, space, network))
-        predicted = jnp.einsum("tnf,tf->tn", jax.vmap(features)(sources.actions), heads)
-        return jnp.sum(jnp.where(sources.valid, (predicted - targets) ** 2, 0.0)) / count
+    known = jax.vmap(_whole_blocks)(Trials(tasks.actions, y, tasks.valid))
+    scale = jnp.where(has_rewards, scale, jnp.nan)
+    return RewardModel(known.actions, jax.vmap(weigh)(known), scale)
 
-    def step(carry: tuple[Params, optax.OptState], _: None) -> tuple[tuple, None]:
-        params, opt_state = carry
-        updates, opt_state = optimizer.update(jax.grad(loss_fn)(params), opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), None
 
-    start = (params, optimizer.init(params))
-    ((network, heads), _), _ = jax.lax.scan(step, start, None, num_steps)
-    has_rewards = jnp.any(sources.valid & ~jnp.isnan(sources.rewards), axis=1)
-    number = jnp.sum(has_rewards)
-    mean = jnp.sum(heads, 0, where=has_rewards[:, None]) / jnp.maximum(number, 1)
-    spread = jnp.where(has_rewards[:, None], heads - mean[None], 0)
-    covariance = spread.T @ spread / jnp.maximum(number - 1, 1)
-    covariance += head_deviation**2 * jnp.eye(num_features + 1)
-    usual = jnp.sum(jnp.log(scale), where=has_rewards) / number
-    return RewardModel(network, mean, covariance, jnp.exp(usual))
+def leave_out(model: RewardModel, task_id: Array | int) -> RewardModel:
+    """Returns the model in which one of the tasks doesn't count."""
+    return model._replace(scale=model.scale.at[task_id].set(jnp.nan))
+
+
+def join(first: RewardModel, second: RewardModel) -> RewardModel:
+    """Returns the model of two models' tasks."""
+    most = max(first.weights.shape[1], second.weights.shape[1])
+
+    def concatenate(a: Array, b: Array) -> Array:
+        if a.ndim > 1:
+            a, b = (
+                jnp.pad(x, [(0, 0), (0, most - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
+                for x in (a, b)
+            )
+        return jnp.concatenate([a, b])
+
+    return jax.tree.map(concatenate, first, second)
 
 
 def make_ranker(
-    space: SearchSpace,
     *,
     belief: float = 0.5,
     beta: float = 1.0,
@@ -137,60 +110,85 @@ def make_ranker(
     scale of rewards.
 
     Args:
-      space: the search space.
-      belief: prior probability that the sources tell something of the target; 1: no guard.
-      beta: deviations that a design's score lies above its expected reward.
-      beta_alone: the same without a model of sources, where there is more to be explored.
+      belief: prior probability that other tasks tell something of the target; 1: no guard.
+      beta: deviations that a design's score lies above its expected reward, as far as other tasks
+        are believed.
+      beta_alone: the same as far as they aren't, where there is more to be explored.
       noise: deviation of a trial's reward.
-      residual: deviation of what the sources' model can't know.
+      residual: deviation of what other tasks can't tell.
       decay: how much less alike rewards are if all of a design's decisions differ, as a logarithm.
     """
-
-    def similarity(a: Array, b: Array) -> Array:
-        return jnp.exp(-decay * jnp.mean(a[:, None] != b[None], -1))
 
     def rank(model: RewardModel | None, trials: Trials, candidates: Array) -> Ranking:
         chex.assert_rank([trials.actions, trials.rewards, candidates], [2, 1, 2])
         trials = _whole_blocks(trials)
         filled, centre, scale = _fill(trials)
         if model is not None:
-            scale = jnp.where(jnp.isnan(model.scale), scale, model.scale)
+            usual = jnp.exp(jnp.nanmean(jnp.log(model.scale)))
+            scale = jnp.where(jnp.isnan(usual), scale, usual)
         scales = scale * jnp.array(_SCALES)
         y = jnp.clip((filled - centre)[None] / scales[:, None], -_MOST, _MOST)  # [S, N]
         prior = jax.nn.log_softmax(-0.5 * (jnp.log(jnp.array(_SCALES)) / _SCALE_DEVIATION) ** 2)
         # Likelihoods are of rewards, not of scaled ones; and only of those that were made.
         counts = jnp.sum(trials.valid), jnp.sum(_real(trials))
         prior -= counts[1] * jnp.log(scales)
-        designs = jnp.concatenate([trials.actions, candidates])
-        alike = similarity(trials.actions, designs)  # [N, N + M]
-        cold = _condition(y, alike, jnp.ones(len(candidates)), *counts, noise)
+        own, others = trials.actions, candidates
+        alike = jnp.concatenate(  # [N, N + M]
+            [jnp.exp(-decay * _distance(own, designs)) for designs in (own, others)], axis=1
+        )
+        cold = _condition(y, alike, jnp.ones(len(others)), *counts, noise)
         evidence = prior + cold.evidence
         if model is None:
             weights = jax.nn.softmax(evidence)
             expected, deviation = (weights * scales) @ cold.mean, weights @ scales * cold.deviation
             return Ranking(expected + beta_alone * deviation, centre + expected, jnp.float32(0))
-        features = jax.vmap(functools.partial(_features, space, model.network))(designs)
-        own, others = jnp.split(features, [len(trials.actions)])
-        spread = features @ model.head_covariance
-        expected = features @ model.head_mean
+        # The prior of their combination: each counts the same, give or take as much as all of them.
+        number = jnp.maximum(jnp.sum(~jnp.isnan(model.scale)), 1)
+        told, told_others = (_expect(model, designs) for designs in (own, others))  # [N, K], [M, K]
+        means, means_others = jnp.sum(told, 1) / number, jnp.sum(told_others, 1) / number
+        spread = told @ jnp.concatenate([told, told_others]).T / number
         warm = _condition(
-            y - expected[None, : len(own)],
-            own @ spread.T + residual**2 * alike,
-            jnp.sum(spread[len(own) :] * others, -1) + residual**2,
+            y - means[None],
+            spread + residual**2 * alike,
+            jnp.sum(told_others**2, 1) / number + residual**2,
             *counts,
             noise,
         )
-        means = jnp.stack([cold.mean, expected[None, len(own) :] + warm.mean])
-        deviations = jnp.stack([cold.deviation, warm.deviation])
+        expectations = jnp.stack([cold.mean, means_others[None] + warm.mean])
+        deviations = jnp.stack([beta_alone * cold.deviation, beta * warm.deviation])
         evidences = jnp.stack(
             [evidence + jnp.log1p(-belief), prior + warm.evidence + jnp.log(belief)]
         )
         weights = jax.nn.softmax(evidences, axis=(0, 1))
-        expected = jnp.einsum("hs,s,hsm->m", weights, scales, means)
-        deviation = jnp.einsum("hs,s,hm->m", weights, scales, deviations)
-        return Ranking(expected + beta * deviation, centre + expected, jnp.sum(weights[1]))
+        expected = jnp.einsum("hs,s,hsm->m", weights, scales, expectations)
+        bonus = jnp.einsum("hs,s,hm->m", weights, scales, deviations)
+        return Ranking(expected + bonus, centre + expected, jnp.sum(weights[1]))
 
     return rank
+
+
+def _distance(a: Array, b: Array) -> Array:
+    """Returns the share of decisions in which designs differ, [A, B]."""
+    return jnp.mean(a[:, None] != b[None], -1)
+
+
+def _likeness(a: Array, b: Array) -> Array:
+    """Returns the prior covariance of a task's scaled rewards, [A, B], but for its level.
+
+    Half of the variance is of decisions by themselves, half of designs that are nearly equal.
+    """
+    distance = _distance(a, b)
+    return jnp.exp(-8.0 * distance) + 1.0 - distance
+
+
+def _expect(model: RewardModel, designs: Array) -> Array:
+    """Returns what each task's trials let expect of designs [M], scaled: [M, K]; 0: nothing."""
+
+    def of_task(actions: Array, weights: Array) -> Array:
+        return (_likeness(designs, actions) + _LEVEL**2) @ weights
+
+    expected = jax.vmap(of_task)(model.actions, model.weights)
+    return jnp.where(jnp.isnan(model.scale)[:, None], 0.0, expected).T
 
 
 class _Posterior(NamedTuple):
@@ -204,11 +202,6 @@ def _condition(
 ) -> _Posterior:
     """Conditions a Gaussian process on S versions of some observations, at M other points.
 
-    A Cholesky decomposition of the observations' covariance, whose rows go on over the other points
-    (Rasmussen & Williams 2006, algorithm 2.1). It takes them a block at a time, so as to be matrix
-    products, ends with the last observation, and needs no LAPACK, whose calls from vmapped loops
-    were seen to hang XLA on CPUs.
-
     Args:
       y: [S, N], of mean zero; the first `count` are observations. N is a multiple of `_BLOCK`.
       covariance: [N, N + M], of the points observed with them and the others.
@@ -217,8 +210,37 @@ def _condition(
       num_real: int32 [], of the first observations, whose likelihood is the evidence.
       noise: deviation of an observation.
     """
-    num_scales, size = y.shape
-    covariance, variance = covariance + _LEVEL**2, variance + _LEVEL**2
+    factor, errors, evidence = _factorise(y, covariance, count, num_real, noise)
+    others = factor[:, y.shape[1] :]
+    left = jnp.maximum(variance + _LEVEL**2 - jnp.sum(others**2, axis=0), 1e-6)
+    return _Posterior(evidence, errors @ others, jnp.sqrt(left))
+
+
+def _solve(y: Array, covariance: Array, count: Array, noise: float = 0.3) -> Array:
+    """Returns the weights [N] by which covariances with observations y [N] give the mean there."""
+    factor, errors, _ = _factorise(y[None], covariance, count, count, noise)
+    stored = jnp.diagonal(factor)  # (d^2 - noise^2) / d, for the diagonal d of the factor
+    diagonal = (stored + jnp.sqrt(stored**2 + 4 * noise**2)) / 2
+    upper = jnp.triu(factor, 1)
+
+    def substitute(i: Array, weights: Array) -> Array:
+        row = count - 1 - i
+        return weights.at[row].set((errors[0, row] - upper[row] @ weights) / diagonal[row])
+
+    return jax.lax.fori_loop(0, count, substitute, jnp.zeros(len(y)))
+
+
+def _factorise(
+    y: Array, covariance: Array, count: Array, num_real: Array, noise: float
+) -> tuple[Array, Array, Array]:
+    """Returns the Cholesky factor [N, N + M], errors [S, N] and evidence [S] for `_condition`.
+
+    The factor of the observations' covariance, transposed, whose rows go on over the other points
+    (Rasmussen & Williams 2006, algorithm 2.1). It is made a block of rows at a time, so as to be
+    matrix products, ends with the last observation, and needs no LAPACK, whose calls from vmapped
+    loops were seen to hang XLA on CPUs. Its diagonal lacks the noise.
+    """
+    covariance = covariance + _LEVEL**2
 
     def observe(start: Array, i: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
         rows, errors, evidence = state
@@ -244,12 +266,9 @@ def _condition(
         put = jax.lax.dynamic_update_slice_in_dim
         return put(factor, rows, start, 0), put(errors, error, start, 1), evidence
 
-    state = (jnp.zeros_like(covariance), jnp.zeros_like(y), jnp.zeros(num_scales))
+    state = (jnp.zeros_like(covariance), jnp.zeros_like(y), jnp.zeros(len(y)))
     blocks = (count + _BLOCK - 1) // _BLOCK
-    factor, errors, evidence = jax.lax.fori_loop(0, blocks, observe_block, state)
-    others = factor[:, size:]
-    left = jnp.maximum(variance - jnp.sum(others**2, axis=0), 1e-6)
-    return _Posterior(evidence, errors @ others, jnp.sqrt(left))
+    return jax.lax.fori_loop(0, blocks, observe_block, state)
 
 
 def _whole_blocks(trials: Trials) -> Trials:
@@ -276,19 +295,3 @@ def _centre_and_scale(rewards: Array, valid: Array) -> tuple[Array, Array]:
     known = jnp.where(valid, rewards, jnp.nan)
     centre, high = (jnp.nan_to_num(jnp.nanquantile(known, q, axis=-1)) for q in (0.5, 0.9))
     return centre, jnp.maximum(high - centre, 1e-3)
-
-
-def _init_network(key: PRNGKey, sizes: tuple[int, ...]) -> Params:
-    keys = jax.random.split(key, len(sizes) - 1)
-    return [
-        {"kernel": jax.random.normal(k, (n, m)) / jnp.sqrt(n), "bias": jnp.zeros(m)}
-        for k, n, m in zip(keys, sizes[:-1], sizes[1:], strict=True)
-    ]
-
-
-def _features(space: SearchSpace, network: Params, actions: Array) -> Array:
-    """Returns the features of a design [D], float [F + 1]; the last one is 1 (unbatched)."""
-    x = jax.nn.one_hot(actions, space.max_choices).reshape(-1) * jnp.sqrt(space.max_choices)
-    for layer in network:
-        x = jnp.tanh(x @ layer["kernel"] + layer["bias"])
-    return jnp.append(x, 1.0)

@@ -16,9 +16,10 @@ from mnms_jax.learner import (
     make_urex_learner,
 )
 from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss
-from mnms_jax.replay import best, sample
+from mnms_jax.replay import Batch, add, best, sample
 from mnms_jax.reward_model import make_ranker
 from mnms_jax.search import make_search
+from mnms_jax.space import Decision, SearchSpace
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -199,6 +200,33 @@ def test_a_round_may_be_larger_than_the_bank():
     np.testing.assert_array_equal(state.replay.actions[0], proposal.actions)
 
 
+@pytest.mark.parametrize("related", [True, False])
+def test_a_task_learns_from_the_others_trials_as_far_as_they_fit(related, key):
+    space = SearchSpace([Decision(name, tuple(range(5))) for name in "abcd"])
+    search = make_search(
+        space,
+        make_random_policy(space),
+        make_null_learner(),
+        num_tasks=2,
+        trials_per_task=2,
+        ranker=make_ranker(),
+    )
+    designs = jax.random.randint(key, (60, 4), 0, 5)
+    rewards = jnp.sum(designs, 1) / 16
+    own = designs[:10] if related else 4 - designs[:10]  # what is good there is bad here
+    state = search.init(key)
+    for task_id, actions, told in ((0, designs, rewards), (1, own, rewards[:10])):
+        ids = jnp.full(len(told), task_id)
+        state = state._replace(
+            replay=add(state.replay, Batch(ids, actions, jnp.zeros(actions.shape), told))
+        )
+    proposal = search.ask(state)
+    likeness = jnp.sum(proposal.actions[proposal.task_ids == 1], 1) / 16
+    assert (likeness > 0.8).all() if related else (likeness < 0.5).all()
+    _, metrics = search.tell(state, proposal, jnp.zeros(4))
+    assert (float(metrics["belief/1"]) > 0.8) == related
+
+
 def test_with_a_ranker_no_design_is_tried_twice_until_all_were():
     policy = make_random_policy(SPACE)
     search = make_search(
@@ -207,7 +235,7 @@ def test_with_a_ranker_no_design_is_tried_twice_until_all_were():
         make_null_learner(),
         num_tasks=NUM_TASKS,
         trials_per_task=3,
-        ranker=make_ranker(SPACE),
+        ranker=make_ranker(),
     )
     state, tried = search.init(jax.random.key(0)), [[], []]
     for _ in range(4):
@@ -219,7 +247,7 @@ def test_with_a_ranker_no_design_is_tried_twice_until_all_were():
     for designs in tried:
         assert len(set(designs[:9])) == 9  # all that there are
         assert set(designs[9:]) <= set(designs[:9])
-    assert "belief/0" not in metrics  # there are no sources to believe
+    assert {"belief/0", "belief/1"} <= set(metrics)  # how far they believe each other
     # The log-probabilities are those of whoever drew the design.
     again = jax.vmap(policy.evaluate, in_axes=(None, 0, 0))({}, proposal.actions, proposal.task_ids)
     np.testing.assert_allclose(proposal.log_probs, again.log_probs, rtol=1e-6)
