@@ -185,7 +185,7 @@ def main() -> None:
     num_rounds = -(-max(counts) // _ROUND) + _WINDOW
     space = mnms.make_text_family("cpu").space
     rewards = Rewards(space)
-    controller, compile_seconds = make_controller(space, rewards, mnms.make_ranker())
+    controller, compile_seconds = make_controller(space, rewards, mnms.make_ranker(space))
     policy, _ = make_controller(space, rewards, None)
     rounds = {"ms_per_trial": controller, "policy_ms_per_trial": policy}
     with tempfile.TemporaryDirectory() as folder:

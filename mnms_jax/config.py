@@ -49,7 +49,7 @@ class Config:
     )
     reward_model: bool = _option(
         True,
-        "Choose among many designs by a model of the task's own rewards, and of the sources'; "
+        "Choose among many designs by a model of the task's own rewards, and of other tasks'; "
         "without it, the policy's samples are the trials, as published.",
     )
     early_stopping: float = _option(

@@ -165,7 +165,7 @@ def make_search_from(
         learner,
         num_tasks=num_tasks,
         trials_per_task=config.trials_per_task,
-        ranker=make_ranker() if ranked else None,
+        ranker=make_ranker(space) if ranked else None,
     )
     return policy, search
 

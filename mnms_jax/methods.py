@@ -101,7 +101,8 @@ def make_cold_search(
 ) -> Search:
     """Returns the search of a controller that starts from nothing, trained by PPO.
 
-    With `ranked`, a model of each task's own rewards chooses among its samples and other designs.
+    With `ranked`, a model of the task's rewards, and of the others' as far as they fit, chooses
+    among its samples and other designs.
     """
     policy = make_policy(space, num_tasks)
     # As many updates a trial as with rounds of eight trials: with more, it settles too early.
@@ -112,7 +113,7 @@ def make_cold_search(
         learner,
         num_tasks=num_tasks,
         trials_per_task=trials_per_task,
-        ranker=make_ranker() if ranked else None,
+        ranker=make_ranker(space) if ranked else None,
     )
 
 

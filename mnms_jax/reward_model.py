@@ -1,8 +1,10 @@
 """A model of rewards, which says which of many designs is worth the next trial.
 
-Each task's rewards are a Gaussian process over designs (Rasmussen & Williams 2006, chapter 2). What
-is expected of a task are other tasks' processes, in a combination that is itself unknown, and how
-far the task's own trials are from that.
+A network learns the source tasks' rewards from their trials, with a linear head for each task. The
+target's own head is unknown, and the sources' heads say what to expect (Perrone et al. 2018,
+"Scalable hyperparameter transfer learning"). Tasks that are searched at the same time tell each
+other what they expect, each by a Gaussian process over designs that is made anew every round
+(Rasmussen & Williams 2006, chapter 2). What neither knows of the target is such a process too.
 
 The guard against negative transfer is part of it: that other tasks tell something of the target,
 and that they tell nothing, are two hypotheses, weighed by how likely they make the target's trials.
@@ -10,14 +12,16 @@ and that they tell nothing, are two hypotheses, weighed by how likely they make 
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
 from mnms_jax.replay import ReplayBank
-from mnms_jax.types import Array
+from mnms_jax.space import SearchSpace
+from mnms_jax.types import Array, Params, PRNGKey
 
 _MOST = 3.0  # scaled rewards are clipped to [-_MOST, _MOST]: how bad a bad design is says little
 _LEVEL = 2.0  # prior deviation of the target's level
@@ -29,13 +33,27 @@ _BLOCK = 16  # observations that are conditioned on at once
 
 
 class RewardModel(NamedTuple):
-    """What K other tasks' trials say of designs: a Gaussian process each; a pytree."""
+    """What source tasks say of designs, by F features of a network and a constant one; a pytree."""
 
-    actions: Array  # int32 [K, N, D], their trials
-    weights: (
-        Array  # [K, N]; what a task expects of a design is its covariances with them times these
-    )
+    network: Params
+    head_mean: Array  # [F + 1], of the sources' heads
+    head_covariance: Array  # [F + 1, F + 1]
+    scale: Array  # [], a usual difference between a source's good and middling rewards; NaN: none
+
+
+class Expectations(NamedTuple):
+    """What K tasks' trials let expect of designs: a Gaussian process each; a pytree."""
+
+    actions: Array  # int32 [K, N, D], the trials
+    weights: Array  # [K, N]; what is expected are a design's covariances with them times these
     scale: Array  # [K], a usual difference between good and middling rewards; NaN: doesn't count
+
+
+class Knowledge(NamedTuple):
+    """What is known of other tasks; a pytree."""
+
+    sources: RewardModel | None = None
+    others: Expectations | None = None  # tasks that are searched at the same time
 
 
 class Trials(NamedTuple):
@@ -52,50 +70,101 @@ class Ranking(NamedTuple):
 
     scores: Array  # [M], higher is better worth a trial
     expected: Array  # [M], rewards
-    belief: Array  # [], probability that the sources tell something of this task
+    belief: Array  # [], probability that other tasks tell something of this one
 
 
-# What is known of other tasks (None: nothing), the task's trials, designs [M, D] -> their ranking.
-Ranker: TypeAlias = Callable[[Any, Trials, Array], Ranking]
+# What is known of other tasks, the task's trials, designs int32 [M, D] -> their ranking.
+Ranker: TypeAlias = Callable[[Knowledge, Trials, Array], Ranking]
 
 
-def fit_reward_model(tasks: ReplayBank) -> RewardModel:
-    """Learns what tasks' trials say of designs; a task without any reward doesn't count."""
+def fit_reward_model(
+    key: PRNGKey,
+    space: SearchSpace,
+    sources: ReplayBank,
+    *,
+    hidden_size: int = 64,
+    num_features: int = 32,
+    num_steps: int = 500,
+    learning_rate: float = 1e-2,
+    weight_decay: float = 1e-3,
+    head_deviation: float = 0.05,
+) -> RewardModel:
+    """Learns what the source tasks' trials say of designs.
+
+    Args:
+      key: of the network's initial weights.
+      space: the search space.
+      sources: trials of T tasks. One without any reward counts as if it weren't there.
+      hidden_size: units of the network's hidden layer.
+      num_features: units of its last layer; with a constant they are the features.
+      num_steps: steps of AdamW on all trials, at a rate that falls to zero.
+      learning_rate: at the first step.
+      weight_decay: of AdamW.
+      head_deviation: how far a target's head may be from all that the sources' heads span.
+    """
+    centre, scale = _centre_and_scale(sources.rewards, sources.valid)
+    targets = jnp.where(
+        jnp.isnan(sources.rewards), -_MOST, (sources.rewards - centre[:, None]) / scale[:, None]
+    )
+    targets = jnp.clip(targets, -_MOST, _MOST)
+    num_tasks = len(targets)
+    network = _init_network(key, (space.action_mask.size, hidden_size, num_features))
+    params = (network, jnp.zeros((num_tasks, num_features + 1)))
+    rate = optax.linear_schedule(learning_rate, 0.0, num_steps)
+    optimizer = optax.adamw(rate, weight_decay=weight_decay)
+    count = jnp.maximum(jnp.sum(sources.valid), 1)
+
+    def loss_fn(params: Params) -> Array:
+        network, heads = params
+        features = jax.vmap(functools.partial(_features, space, network))
+        predicted = jnp.einsum("tnf,tf->tn", jax.vmap(features)(sources.actions), heads)
+        return jnp.sum(jnp.where(sources.valid, (predicted - targets) ** 2, 0.0)) / count
+
+    def step(carry: tuple[Params, optax.OptState], _: None) -> tuple[tuple, None]:
+        params, opt_state = carry
+        updates, opt_state = optimizer.update(jax.grad(loss_fn)(params), opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    start = (params, optimizer.init(params))
+    ((network, heads), _), _ = jax.lax.scan(step, start, None, num_steps)
+    has_rewards = jnp.any(sources.valid & ~jnp.isnan(sources.rewards), axis=1)
+    number = jnp.sum(has_rewards)
+    mean = jnp.sum(heads, 0, where=has_rewards[:, None]) / jnp.maximum(number, 1)
+    spread = jnp.where(has_rewards[:, None], heads - mean[None], 0)
+    covariance = spread.T @ spread / jnp.maximum(number - 1, 1)
+    covariance += head_deviation**2 * jnp.eye(num_features + 1)
+    usual = jnp.sum(jnp.log(scale), where=has_rewards) / number
+    return RewardModel(network, mean, covariance, jnp.exp(usual))
+
+
+def fit_expectations(tasks: ReplayBank) -> Expectations:
+    """Learns what tasks' trials let expect of designs; one without any reward doesn't count."""
     centre, scale = _centre_and_scale(tasks.rewards, tasks.valid)
     y = (tasks.rewards - centre[:, None]) / scale[:, None]
     y = jnp.clip(jnp.where(jnp.isnan(y), -_MOST, y), -_MOST, _MOST)
     has_rewards = jnp.any(tasks.valid & ~jnp.isnan(tasks.rewards), axis=1)
 
     def weigh(trials: Trials) -> Array:
-        covariance = _likeness(trials.actions, trials.actions)
+        covariance = _prior_covariance(trials.actions, trials.actions)
         return _solve(trials.rewards, covariance, jnp.sum(trials.valid))
 
     known = jax.vmap(_whole_blocks)(Trials(tasks.actions, y, tasks.valid))
     scale = jnp.where(has_rewards, scale, jnp.nan)
-    return RewardModel(known.actions, jax.vmap(weigh)(known), scale)
+    return Expectations(known.actions, jax.vmap(weigh)(known), scale)
 
 
-def leave_out(model: RewardModel, task_id: Array | int) -> RewardModel:
-    """Returns the model in which one of the tasks doesn't count."""
-    return model._replace(scale=model.scale.at[task_id].set(jnp.nan))
+def expect(expectations: Expectations, designs: Array) -> Array:
+    """Returns what each task lets expect of designs [M], over its scale: [M, K]; 0: nothing."""
 
+    def of_task(actions: Array, weights: Array) -> Array:
+        return (_prior_covariance(designs, actions) + _LEVEL**2) @ weights
 
-def join(first: RewardModel, second: RewardModel) -> RewardModel:
-    """Returns the model of two models' tasks."""
-    most = max(first.weights.shape[1], second.weights.shape[1])
-
-    def concatenate(a: Array, b: Array) -> Array:
-        if a.ndim > 1:
-            a, b = (
-                jnp.pad(x, [(0, 0), (0, most - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
-                for x in (a, b)
-            )
-        return jnp.concatenate([a, b])
-
-    return jax.tree.map(concatenate, first, second)
+    expected = jax.vmap(of_task)(expectations.actions, expectations.weights)
+    return jnp.where(jnp.isnan(expectations.scale)[:, None], 0.0, expected).T
 
 
 def make_ranker(
+    space: SearchSpace,
     *,
     belief: float = 0.5,
     beta: float = 1.0,
@@ -104,67 +173,92 @@ def make_ranker(
     residual: float = 1.0,
     decay: float = 2.0,
 ) -> Ranker:
-    """Returns the ranker by upper confidence bounds (Srinivas et al. 2010), given a RewardModel.
+    """Returns the ranker by upper confidence bounds (Srinivas et al. 2010).
 
-    With None in its place, the task's own trials are all that counts. Numbers are in units of the
-    scale of rewards.
+    Where nothing is known of other tasks, the task's own trials are all that counts. Numbers are in
+    units of the scale of rewards.
 
     Args:
+      space: the search space.
       belief: prior probability that other tasks tell something of the target; 1: no guard.
-      beta: deviations that a design's score lies above its expected reward, as far as other tasks
-        are believed.
-      beta_alone: the same as far as they aren't, where there is more to be explored.
+      beta: deviations that a design's score lies above its expected reward.
+      beta_alone: the same without sources, as far as other tasks aren't believed: there is more to be
+        explored.
       noise: deviation of a trial's reward.
       residual: deviation of what other tasks can't tell.
       decay: how much less alike rewards are if all of a design's decisions differ, as a logarithm.
     """
 
-    def rank(model: RewardModel | None, trials: Trials, candidates: Array) -> Ranking:
+    def rank(known: Knowledge, trials: Trials, candidates: Array) -> Ranking:
         chex.assert_rank([trials.actions, trials.rewards, candidates], [2, 1, 2])
         trials = _whole_blocks(trials)
         filled, centre, scale = _fill(trials)
-        if model is not None:
-            usual = jnp.exp(jnp.nanmean(jnp.log(model.scale)))
-            scale = jnp.where(jnp.isnan(usual), scale, usual)
+        usual = _usual_scale(known)
+        scale = jnp.where(jnp.isnan(usual), scale, usual)
         scales = scale * jnp.array(_SCALES)
         y = jnp.clip((filled - centre)[None] / scales[:, None], -_MOST, _MOST)  # [S, N]
         prior = jax.nn.log_softmax(-0.5 * (jnp.log(jnp.array(_SCALES)) / _SCALE_DEVIATION) ** 2)
         # Likelihoods are of rewards, not of scaled ones; and only of those that were made.
         counts = jnp.sum(trials.valid), jnp.sum(_real(trials))
         prior -= counts[1] * jnp.log(scales)
-        own, others = trials.actions, candidates
-        alike = jnp.concatenate(  # [N, N + M]
-            [jnp.exp(-decay * _distance(own, designs)) for designs in (own, others)], axis=1
-        )
-        cold = _condition(y, alike, jnp.ones(len(others)), *counts, noise)
+        designs = jnp.concatenate([trials.actions, candidates])
+        alike = jnp.exp(-decay * _distance(trials.actions, designs))  # [N, N + M]
+        cold = _condition(y, alike, jnp.ones(len(candidates)), *counts, noise)
         evidence = prior + cold.evidence
-        if model is None:
+        if known.sources is None and known.others is None:
             weights = jax.nn.softmax(evidence)
             expected, deviation = (weights * scales) @ cold.mean, weights @ scales * cold.deviation
             return Ranking(expected + beta_alone * deviation, centre + expected, jnp.float32(0))
-        # The prior of their combination: each counts the same, give or take as much as all of them.
-        number = jnp.maximum(jnp.sum(~jnp.isnan(model.scale)), 1)
-        told, told_others = (_expect(model, designs) for designs in (own, others))  # [N, K], [M, K]
-        means, means_others = jnp.sum(told, 1) / number, jnp.sum(told_others, 1) / number
-        spread = told @ jnp.concatenate([told, told_others]).T / number
+        features, head_mean, head_covariance = _told(space, known, designs)
+        own, others = jnp.split(features, [len(trials.actions)])
+        spread = features @ head_covariance
+        expected = features @ head_mean
         warm = _condition(
-            y - means[None],
-            spread + residual**2 * alike,
-            jnp.sum(told_others**2, 1) / number + residual**2,
+            y - expected[None, : len(own)],
+            own @ spread.T + residual**2 * alike,
+            jnp.sum(spread[len(own) :] * others, -1) + residual**2,
             *counts,
             noise,
         )
-        expectations = jnp.stack([cold.mean, means_others[None] + warm.mean])
-        deviations = jnp.stack([beta_alone * cold.deviation, beta * warm.deviation])
+        means = jnp.stack([cold.mean, expected[None, len(own) :] + warm.mean])
+        beta_cold = beta_alone if known.sources is None else beta
+        deviations = jnp.stack([beta_cold * cold.deviation, beta * warm.deviation])
         evidences = jnp.stack(
             [evidence + jnp.log1p(-belief), prior + warm.evidence + jnp.log(belief)]
         )
         weights = jax.nn.softmax(evidences, axis=(0, 1))
-        expected = jnp.einsum("hs,s,hsm->m", weights, scales, expectations)
+        expected = jnp.einsum("hs,s,hsm->m", weights, scales, means)
         bonus = jnp.einsum("hs,s,hm->m", weights, scales, deviations)
         return Ranking(expected + bonus, centre + expected, jnp.sum(weights[1]))
 
     return rank
+
+
+def _usual_scale(known: Knowledge) -> Array:
+    """Returns the usual scale of rewards on the other tasks, []; NaN: unknown."""
+    if known.sources is not None:
+        return known.sources.scale
+    if known.others is not None:
+        return jnp.exp(jnp.nanmean(jnp.log(known.others.scale)))
+    return jnp.float32(jnp.nan)
+
+
+def _told(space: SearchSpace, known: Knowledge, designs: Array) -> tuple[Array, Array, Array]:
+    """Returns features of designs [M, F], and the prior of a task's head: [F] and [F, F].
+
+    Tasks that are searched at the same time count the same, give or take as much as all of them.
+    """
+    parts = []
+    if known.sources is not None:
+        features = jax.vmap(functools.partial(_features, space, known.sources.network))(designs)
+        parts.append((features, known.sources.head_mean, known.sources.head_covariance))
+    if known.others is not None:
+        counts = ~jnp.isnan(known.others.scale)
+        share = counts / jnp.maximum(jnp.sum(counts), 1)
+        parts.append((expect(known.others, designs), share, jnp.diag(share)))
+    told, means, covariances = zip(*parts, strict=True)
+    mean = jnp.concatenate(means) / len(parts)
+    return jnp.concatenate(told, 1), mean, jax.scipy.linalg.block_diag(*covariances)
 
 
 def _distance(a: Array, b: Array) -> Array:
@@ -172,23 +266,13 @@ def _distance(a: Array, b: Array) -> Array:
     return jnp.mean(a[:, None] != b[None], -1)
 
 
-def _likeness(a: Array, b: Array) -> Array:
+def _prior_covariance(a: Array, b: Array) -> Array:
     """Returns the prior covariance of a task's scaled rewards, [A, B], but for its level.
 
     Half of the variance is of decisions by themselves, half of designs that are nearly equal.
     """
     distance = _distance(a, b)
     return jnp.exp(-8.0 * distance) + 1.0 - distance
-
-
-def _expect(model: RewardModel, designs: Array) -> Array:
-    """Returns what each task's trials let expect of designs [M], scaled: [M, K]; 0: nothing."""
-
-    def of_task(actions: Array, weights: Array) -> Array:
-        return (_likeness(designs, actions) + _LEVEL**2) @ weights
-
-    expected = jax.vmap(of_task)(model.actions, model.weights)
-    return jnp.where(jnp.isnan(model.scale)[:, None], 0.0, expected).T
 
 
 class _Posterior(NamedTuple):
@@ -295,3 +379,19 @@ def _centre_and_scale(rewards: Array, valid: Array) -> tuple[Array, Array]:
     known = jnp.where(valid, rewards, jnp.nan)
     centre, high = (jnp.nan_to_num(jnp.nanquantile(known, q, axis=-1)) for q in (0.5, 0.9))
     return centre, jnp.maximum(high - centre, 1e-3)
+
+
+def _init_network(key: PRNGKey, sizes: tuple[int, ...]) -> Params:
+    keys = jax.random.split(key, len(sizes) - 1)
+    return [
+        {"kernel": jax.random.normal(k, (n, m)) / jnp.sqrt(n), "bias": jnp.zeros(m)}
+        for k, n, m in zip(keys, sizes[:-1], sizes[1:], strict=True)
+    ]
+
+
+def _features(space: SearchSpace, network: Params, actions: Array) -> Array:
+    """Returns the features of a design [D], float [F + 1]; the last one is 1 (unbatched)."""
+    x = jax.nn.one_hot(actions, space.max_choices).reshape(-1) * jnp.sqrt(space.max_choices)
+    for layer in network:
+        x = jnp.tanh(x @ layer["kernel"] + layer["bias"])
+    return jnp.append(x, 1.0)

@@ -14,14 +14,7 @@ from mnms_jax.advantage import Baseline, init_baseline, update_baseline
 from mnms_jax.candidates import Numbers, choose, make_candidates
 from mnms_jax.learner import Learner, Metrics
 from mnms_jax.replay import Batch, ReplayBank, Suggestions
-from mnms_jax.reward_model import (
-    Ranker,
-    RewardModel,
-    Trials,
-    fit_reward_model,
-    join,
-    leave_out,
-)
+from mnms_jax.reward_model import Expectations, Knowledge, Ranker, Trials, fit_expectations
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, Policy, PRNGKey
 
@@ -37,7 +30,7 @@ class SearchState(NamedTuple):
     replay: ReplayBank
     step: Array  # int32 [], rounds told
     key: PRNGKey  # []
-    knowledge: RewardModel | None = None  # of tasks that aren't searched on
+    knowledge: Any = None  # for each task, the ranker's model of its sources; arrays [T, ...]
     suggestions: Suggestions | None = None  # for each task; arrays [T, ...]
 
 
@@ -86,8 +79,8 @@ def make_search(
       trials_per_task: children that a round trains on every task, so that B is T times this.
       replay_capacity: trials kept of every task; at least a round's.
       ranker: chooses a round's trials from more designs, and none that the replay bank holds as
-        long as there are others, by what the trials of all other tasks say, those of the search
-        among them; without one, the policy's samples are the trials.
+        long as there are others, by what the trials of the search's other tasks say too; without
+        one, the policy's samples are the trials.
       numbers: of the designs that the ranker chooses from, for every task.
       num_suggested: among the first so many trials of a task every other one is the state's next
         suggestion, whatever the ranker says.
@@ -120,8 +113,8 @@ def make_search(
         if ranker is None:
             output = sample(state.params, jax.random.split(key, task_ids.size), ids)
         else:
-            models = _models(state, num_tasks)
-            actions = choose_for(state, models, jnp.arange(num_tasks))  # [T, trials_per_task, D]
+            told = _expectations(state, num_tasks)
+            actions = choose_for(state, told, jnp.arange(num_tasks))  # [T, trials_per_task, D]
             output = evaluate(state.params, jnp.concatenate(jnp.swapaxes(actions, 0, 1)), ids)
         return Proposal(ids, output.actions, output.log_probs)
 
@@ -150,33 +143,29 @@ def _trials(replay: ReplayBank, task_id: Array | int) -> Trials:
     return Trials(replay.actions[task_id], replay.rewards[task_id], replay.valid[task_id])
 
 
-class _Models(NamedTuple):
-    """What is known of tasks: those that aren't searched on, and those that are, if several."""
-
-    sources: RewardModel | None
-    targets: RewardModel | None
-
-    def but(self, task_id: Array | int) -> RewardModel | None:
-        """Returns the model of all tasks but one of the targets."""
-        if self.targets is None:
-            return self.sources
-        others = leave_out(self.targets, task_id)
-        return others if self.sources is None else join(self.sources, others)
+def _of_task(tree: Any, task_id: Array | int) -> Any:
+    return jax.tree.map(lambda x: x[task_id], tree)
 
 
-def _models(state: SearchState, num_tasks: int) -> _Models:
+def _expectations(state: SearchState, num_tasks: int) -> Expectations | None:
+    """Returns what the tasks of a search let expect; None if there is one alone."""
     if num_tasks == 1:
-        return _Models(state.knowledge, None)
-    return _Models(
-        state.knowledge, fit_reward_model(jax.tree.map(lambda x: x[:num_tasks], state.replay))
-    )
+        return None
+    return fit_expectations(jax.tree.map(lambda x: x[:num_tasks], state.replay))
+
+
+def _known(state: SearchState, told: Expectations | None, task_id: Array | int) -> Knowledge:
+    """Returns what is known for a task: of its sources, and of the search's other tasks."""
+    if told is not None:
+        told = told._replace(scale=told.scale.at[task_id].set(jnp.nan))
+    return Knowledge(_of_task(state.knowledge, task_id), told)
 
 
 def _beliefs(ranker: Ranker, state: SearchState, num_tasks: int) -> Metrics:
-    models, beliefs = _models(state, num_tasks), {}
+    told, beliefs = _expectations(state, num_tasks), {}
     for t in range(num_tasks):
         trials = _trials(state.replay, t)
-        ranking = ranker(models.but(t), trials, trials.actions[:1])
+        ranking = ranker(_known(state, told, t), trials, trials.actions[:1])
         beliefs[f"belief/{t}"] = ranking.belief
     return beliefs
 
@@ -188,19 +177,19 @@ def _make_chooser(
     number: int,
     numbers: Numbers,
     num_suggested: int,
-) -> Callable[[SearchState, _Models, Array], Array]:
-    """Returns state, models, task_id [] -> the designs of a round, int32 [number, D]."""
+) -> Callable[[SearchState, Expectations | None, Array], Array]:
+    """Returns state, expectations, task_id [] -> the designs of a round, int32 [number, D]."""
 
-    def choose_for(state: SearchState, models: _Models, task_id: Array) -> Array:
+    def choose_for(state: SearchState, told: Expectations | None, task_id: Array) -> Array:
         key = jax.random.fold_in(_round_key(state, _ASK), task_id)
         trials = _trials(state.replay, task_id)
-        suggestions = Suggestions(jnp.zeros((0, space.num_decisions), jnp.int32), jnp.int32(0))
-        if state.suggestions is not None:
-            suggestions = jax.tree.map(lambda x: x[task_id], state.suggestions)
+        suggestions = _of_task(state.suggestions, task_id)
+        if suggestions is None:
+            suggestions = Suggestions(jnp.zeros((0, space.num_decisions), jnp.int32), jnp.int32(0))
         designs = make_candidates(
             key, space, policy, state.params, task_id, trials, suggestions, numbers
         )
-        rank = functools.partial(ranker, models.but(task_id))
+        rank = functools.partial(ranker, _known(state, told, task_id))
         return choose(rank, designs, trials, number, suggestions, num_suggested)
 
     return choose_for

@@ -129,7 +129,7 @@ def make_transfer_search(
     capacity = max(_REPLAY_CAPACITY, trials_per_task, most)
     layout = _Layout(num_sources, rows, tuple(replayed), trials_per_task, capacity)
     built = _build(space, layout, start, make_policy, make_learner)
-    init_key, imitation_key, order_key = jax.random.split(key, 3)
+    init_key, model_key, imitation_key, order_key = jax.random.split(key, 4)
     warm = built.policy.init(init_key)
     if params is not None:
         table = warm["task_embedding"].at[:num_sources].set(params["task_embedding"])
@@ -145,12 +145,13 @@ def make_transfer_search(
         warm = {**warm, "task_embedding": table.at[num_sources:].set(new)}
     knowledge = suggestions = None
     if start.ranked and (num_sources > 1 or is_new.any()):
-        # A target that is a source has its trials in the replay bank.
-        searched = jnp.isin(jnp.arange(num_sources), jnp.array(rows))
-        knowledge = built.fit(sources._replace(size=jnp.where(searched, 0, sources.size)))
-        suggestions = jax.tree.map(
-            lambda *parts: jnp.stack(parts),
-            *(best_designs(_without(sources, t), _BEST_OF_EACH, order_key) for t in targets),
+        others = {target: _without(sources, target) for target in targets}
+        known = {
+            target: (built.fit(model_key, bank), best_designs(bank, _BEST_OF_EACH, order_key))
+            for target, bank in others.items()
+        }
+        knowledge, suggestions = jax.tree.map(
+            lambda *parts: jnp.stack(parts), *(known[target] for target in targets)
         )
 
     def init(key: PRNGKey) -> SearchState:
@@ -193,7 +194,7 @@ class _Built(NamedTuple):
     targets: Policy  # over the tasks that are learned from, the targets first
     search: Search  # that starts from nothing
     imitate: Callable[[PRNGKey, Params, ReplayBank], Params]
-    fit: Callable[[ReplayBank], RewardModel]
+    fit: Callable[[PRNGKey, ReplayBank], RewardModel]
     recall: Callable[[SearchState, ReplayBank], SearchState]
 
 
@@ -220,7 +221,7 @@ def _build(
         num_tasks=len(layout.targets),
         trials_per_task=layout.trials_per_task,
         replay_capacity=layout.capacity,
-        ranker=make_ranker(belief=start.belief) if start.ranked else None,
+        ranker=make_ranker(space, belief=start.belief) if start.ranked else None,
         num_suggested=start.suggested,
         num_replayed=len(layout.replayed),
     )
@@ -232,10 +233,14 @@ def _build(
         return imitate(key, policy, params, sources, num_steps=start.imitation_steps)
 
     @jax.jit
+    def fit(key: PRNGKey, sources: ReplayBank) -> RewardModel:
+        return fit_reward_model(key, space, sources)
+
+    @jax.jit
     def recall(state: SearchState, sources: ReplayBank) -> SearchState:
         return _recall(state, sources, targets, layout)
 
-    return _Built(policy, targets, search, imitate_sources, jax.jit(fit_reward_model), recall)
+    return _Built(policy, targets, search, imitate_sources, fit, recall)
 
 
 def _recall(

@@ -7,15 +7,15 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
-from mnms_jax.lockstep import leave_out as leave_row_out
+from mnms_jax.lockstep import leave_out
 from mnms_jax.replay import ReplayBank
 from mnms_jax.reward_model import (
+    Knowledge,
     Trials,
     _condition,
-    _expect,
+    expect,
+    fit_expectations,
     fit_reward_model,
-    join,
-    leave_out,
     make_ranker,
 )
 from mnms_jax.space import Decision, SearchSpace
@@ -88,46 +88,43 @@ def test_conditioning_is_gaussian_process_regression():
         assert float(evidence) == pytest.approx(likelihood, abs=2e-3)
 
 
-def test_each_tasks_expectation_is_gaussian_process_regression(key):
-    sources = make_sources(key, num_tasks=2, number=40)._replace(size=jnp.array([21, 40]))
-    model = fit_reward_model(sources)
+def test_expectations_are_gaussian_process_regression(key):
+    tasks = make_sources(key, number=40)._replace(size=jnp.array([21, 40, 0]))
+    told = fit_expectations(tasks)
+    found = expect(told, DESIGNS)
+    assert np.isnan(told.scale[2]) and not found[:, 2].any()  # no trials
     for t, size in enumerate((21, 40)):
-        own = np.asarray(sources.actions[t, :size])
-        y = np.asarray(sources.rewards[t, :size])
-        y = (y - np.median(y)) / (np.quantile(y, 0.9) - np.median(y))
+        own = np.asarray(tasks.actions[t, :size])
+        y = np.asarray(tasks.rewards[t, :size])
+        assert float(told.scale[t]) == pytest.approx(np.quantile(y, 0.9) - np.median(y), rel=1e-4)
+        y = np.clip((y - np.median(y)) / (np.quantile(y, 0.9) - np.median(y)), -3, 3)
 
         def covariance(a, b):
             distance = np.mean(a[:, None] != b[None], -1)
             return np.exp(-8 * distance) + 1 - distance + 4
 
-        weights = np.linalg.solve(covariance(own, own) + 0.3**2 * np.eye(size), np.clip(y, -3, 3))
+        weights = np.linalg.solve(covariance(own, own) + 0.3**2 * np.eye(size), y)
         expected = covariance(np.asarray(DESIGNS), own) @ weights
-        np.testing.assert_allclose(_expect(model, DESIGNS)[:, t], expected, atol=2e-3)
-
-
-def test_models_are_joined_and_tasks_left_out(key):
-    small, large = make_sources(key, number=20), make_sources(key, num_tasks=2, number=50)
-    both = join(leave_out(fit_reward_model(small), 1), fit_reward_model(large))
-    expected = _expect(both, DESIGNS)
-    assert expected.shape == (81, 5) and not expected[:, 1].any()
-    np.testing.assert_allclose(
-        expected[:, 3:], _expect(fit_reward_model(large), DESIGNS), atol=1e-5
-    )
+        np.testing.assert_allclose(found[:, t], expected, atol=2e-3)
 
 
 def test_sources_without_a_reward_have_no_scale(key):
-    sources = leave_row_out(make_sources(key), 2)
+    sources = leave_out(make_sources(key), 2)
     more = jax.tree.map(lambda x: jnp.concatenate([x, x[:1], x[:1]]), sources)
     failed = more.rewards.at[2].set(jnp.nan)
-    model = fit_reward_model(more._replace(rewards=failed, size=jnp.array([60, 60, 60, 0])))
-    usual = fit_reward_model(sources).scale
-    np.testing.assert_allclose(model.scale, [*usual, np.nan, np.nan], rtol=1e-6)
-    assert np.isfinite(make_ranker()(model, trials_of([1, 2]), DESIGNS).scores).all()
+    model = fit_reward_model(
+        key, SPACE, more._replace(rewards=failed, size=jnp.array([60, 60, 60, 0]))
+    )
+    usual = fit_reward_model(key, SPACE, sources).scale
+    assert float(model.scale) == pytest.approx(float(usual))
+    assert np.isfinite(
+        make_ranker(SPACE)(Knowledge(model), trials_of([1, 2]), DESIGNS).scores
+    ).all()
 
 
 def test_without_any_trial_the_sources_best_design_comes_first(key):
-    model = fit_reward_model(make_sources(key))
-    ranking = jax.jit(make_ranker())(model, trials_of([]), DESIGNS)
+    model = fit_reward_model(key, SPACE, make_sources(key))
+    ranking = jax.jit(make_ranker(SPACE))(Knowledge(model), trials_of([]), DESIGNS)
     values = value(DESIGNS)
     assert float(values[jnp.argmax(ranking.scores)]) >= float(jnp.sort(values)[-3])
     assert float(jnp.corrcoef(ranking.scores, values)[0, 1]) > 0.9
@@ -136,9 +133,9 @@ def test_without_any_trial_the_sources_best_design_comes_first(key):
 
 def test_cold_it_learns_from_the_tasks_own_trials():
     rows = np.random.default_rng(0).permutation(81)[:30]
-    empty = make_ranker()(None, trials_of([]), DESIGNS)
+    empty = make_ranker(SPACE)(Knowledge(), trials_of([]), DESIGNS)
     np.testing.assert_allclose(empty.scores, empty.scores[0], rtol=1e-5)
-    ranking = make_ranker()(None, trials_of(rows), DESIGNS)
+    ranking = make_ranker(SPACE)(Knowledge(), trials_of(rows), DESIGNS)
     rest = np.setdiff1d(np.arange(81), rows)
     correlation = np.corrcoef(ranking.expected[rest], value(DESIGNS)[rest])[0, 1]
     assert correlation > 0.6
@@ -148,31 +145,31 @@ def test_cold_it_learns_from_the_tasks_own_trials():
 def test_sources_that_tell_nothing_are_soon_not_believed_and_do_no_harm(key):
     rows = np.random.default_rng(1).permutation(81)[:20]
     rest = np.setdiff1d(np.arange(81), rows)
-    good = fit_reward_model(make_sources(key))
-    useless = fit_reward_model(make_sources(key, shuffled=True))
+    good = fit_reward_model(key, SPACE, make_sources(key))
+    useless = fit_reward_model(key, SPACE, make_sources(key, shuffled=True))
     rankings = {
-        name: make_ranker()(model, trials_of(rows), DESIGNS)
+        name: make_ranker(SPACE)(Knowledge(model), trials_of(rows), DESIGNS)
         for name, model in (("good", good), ("useless", useless), ("cold", None))
     }
     assert float(rankings["good"].belief) > 0.9
-    assert float(rankings["useless"].belief) < 0.2
+    assert float(rankings["useless"].belief) < 0.1
 
     def correlation(ranking):
         return np.corrcoef(ranking.expected[rest], value(DESIGNS)[rest])[0, 1]
 
     assert correlation(rankings["useless"]) > correlation(rankings["cold"]) - 0.1
     # The fewer trials of its own a task has, the more good sources help.
-    few = [make_ranker()(m, trials_of(rows[:6]), DESIGNS) for m in (good, None)]
+    few = [make_ranker(SPACE)(Knowledge(m), trials_of(rows[:6]), DESIGNS) for m in (good, None)]
     assert correlation(few[0]) > correlation(few[1]) + 0.05
     # Without the guard the useless model is believed whatever the trials say.
-    unguarded = make_ranker(belief=1.0)(useless, trials_of(rows), DESIGNS)
+    unguarded = make_ranker(SPACE, belief=1.0)(Knowledge(useless), trials_of(rows), DESIGNS)
     assert float(unguarded.belief) == 1
 
 
 def test_scores_follow_the_scale_and_level_of_rewards(key):
-    model = fit_reward_model(make_sources(key))
+    model = fit_reward_model(key, SPACE, make_sources(key))
     rows = np.random.default_rng(2).permutation(81)[:20]
-    rank = functools.partial(make_ranker(), model)
+    rank = functools.partial(make_ranker(SPACE), Knowledge(model))
     there = rank(trials_of(rows), DESIGNS).scores
     higher = rank(trials_of(rows, rewards=value(DESIGNS[rows]) + 10), DESIGNS).scores
     np.testing.assert_allclose(higher - there, (higher - there)[0], atol=1e-3)
@@ -181,17 +178,21 @@ def test_scores_follow_the_scale_and_level_of_rewards(key):
 def test_failed_trials_count_as_the_worst():
     rows = [0, 1, 2, 40, 80]
     rewards = value(DESIGNS[jnp.array(rows)])
-    failed = make_ranker()(None, trials_of(rows, rewards=rewards.at[3].set(jnp.nan)), DESIGNS)
-    worst = make_ranker()(None, trials_of(rows, rewards=rewards.at[3].set(rewards.min())), DESIGNS)
+    failed = make_ranker(SPACE)(
+        Knowledge(), trials_of(rows, rewards=rewards.at[3].set(jnp.nan)), DESIGNS
+    )
+    worst = make_ranker(SPACE)(
+        Knowledge(), trials_of(rows, rewards=rewards.at[3].set(rewards.min())), DESIGNS
+    )
     assert np.isfinite(failed.scores).all()
     np.testing.assert_allclose(failed.scores, worst.scores, rtol=1e-5)
-    none = make_ranker()(None, trials_of([3, 4], rewards=[jnp.nan, jnp.nan]), DESIGNS)
+    none = make_ranker(SPACE)(Knowledge(), trials_of([3, 4], rewards=[jnp.nan, jnp.nan]), DESIGNS)
     assert np.isfinite(none.scores).all()
 
 
 def test_expected_rewards_are_no_evidence(key):
-    model = fit_reward_model(make_sources(key))
-    rank = functools.partial(make_ranker(), model)
+    model = fit_reward_model(key, SPACE, make_sources(key))
+    rank = functools.partial(make_ranker(SPACE), Knowledge(model))
     rows = [0, 10, 20, 30, 40, 50]
     trials = trials_of(rows)
     three = jnp.arange(len(trials.valid)) < 3
@@ -205,8 +206,8 @@ def test_expected_rewards_are_no_evidence(key):
 
 
 def test_it_maps_over_tasks_alike(key):
-    model = fit_reward_model(make_sources(key))
-    rank = functools.partial(make_ranker(), model)
+    model = fit_reward_model(key, SPACE, make_sources(key))
+    rank = functools.partial(make_ranker(SPACE), Knowledge(model))
     both = [trials_of([1, 5, 9]), trials_of([3, 4, 50, 60, 70])]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *both)
     together = jax.vmap(rank, in_axes=(0, None))(stacked, DESIGNS).scores

@@ -209,7 +209,7 @@ def test_a_task_learns_from_the_others_trials_as_far_as_they_fit(related, key):
         make_null_learner(),
         num_tasks=2,
         trials_per_task=2,
-        ranker=make_ranker(),
+        ranker=make_ranker(space),
     )
     designs = jax.random.randint(key, (60, 4), 0, 5)
     rewards = jnp.sum(designs, 1) / 16
@@ -235,7 +235,7 @@ def test_with_a_ranker_no_design_is_tried_twice_until_all_were():
         make_null_learner(),
         num_tasks=NUM_TASKS,
         trials_per_task=3,
-        ranker=make_ranker(),
+        ranker=make_ranker(SPACE),
     )
     state, tried = search.init(jax.random.key(0)), [[], []]
     for _ in range(4):
