@@ -182,8 +182,8 @@ def make_ranker(
       space: the search space.
       belief: prior probability that other tasks tell something of the target; 1: no guard.
       beta: deviations that a design's score lies above its expected reward.
-      beta_alone: the same without sources, as far as other tasks aren't believed: there is more to be
-        explored.
+      beta_alone: the same without sources, as far as other tasks aren't believed: there is more to
+        be explored.
       noise: deviation of a trial's reward.
       residual: deviation of what other tasks can't tell.
       decay: how much less alike rewards are if all of a design's decisions differ, as a logarithm.
