@@ -69,8 +69,9 @@ def make_candidates(
 
 
 def choose(
-    rank: Callable[[Trials, Array], Ranking],
+    rank: Callable[[Trials, Array, Array], Ranking],
     designs: Array,
+    features: Array,
     trials: Trials,
     number: int,
     suggestions: Suggestions,
@@ -84,9 +85,10 @@ def choose(
     optimization"). No design is tried twice as long as there are others.
 
     Args:
-      rank: a ranker with what it knows of sources.
+      rank: ranks designs with these features for a task with such trials.
       designs: int32 [M, D], to choose from.
-      trials: what was tried.
+      features: [M, F], of the designs, see `Ranker`.
+      trials: what was tried, with the features of its designs.
       number: to choose.
       suggestions: the first designs.
       num_suggested: among the task's first so many trials every other one is the next suggestion,
@@ -102,7 +104,7 @@ def choose(
 
     def choose_next(trials: Trials, _: None) -> tuple[Trials, Array]:
         count = jnp.sum(trials.valid)
-        ranking = rank(trials, designs)
+        ranking = rank(trials, designs, features)
         tried = jnp.all(designs[:, None] == trials.actions[None], -1) & trials.valid[None]
         is_new = ~(repeated | is_filler | jnp.any(tried, 1))
         best = jnp.argmax(jnp.where(is_new, ranking.scores, -jnp.inf))
@@ -111,7 +113,8 @@ def choose(
         is_turn = (count < num_suggested) & (count % 2 == 0) & left[suggestion]
         chosen = jnp.where(is_turn, suggestion, best)
         there, made = jnp.array(True), jnp.array(False)
-        expected = Trials(designs[chosen], ranking.expected[chosen], there, made)
+        reward, described = ranking.expected[chosen], features[chosen]
+        expected = Trials(designs[chosen], reward, there, made, described)
         return jax.tree.map(lambda x, row: x.at[count].set(row), trials, expected), designs[chosen]
 
     return jax.lax.scan(choose_next, trials, None, number)[1]

@@ -12,24 +12,23 @@ and that they tell nothing, are two hypotheses, weighed by how likely they make 
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from mnms_jax.gaussian_process import BLOCK, LEVEL, condition, solve
 from mnms_jax.replay import ReplayBank
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, PRNGKey
 
 _MOST = 3.0  # scaled rewards are clipped to [-_MOST, _MOST]: how bad a bad design is says little
-_LEVEL = 2.0  # prior deviation of the target's level
 # How large a difference between the target's rewards may be against the sources' usual one, and the
 # prior deviation of the logarithm of that.
 _SCALES = (0.25, 0.5, 1.0, 2.0)
 _SCALE_DEVIATION = 0.7
-_BLOCK = 16  # observations that are conditioned on at once
 
 
 class RewardModel(NamedTuple):
@@ -63,6 +62,7 @@ class Trials(NamedTuple):
     rewards: Array  # [N], NaN where the trial failed
     valid: Array  # bool [N]: which rows hold a trial; these come first
     real: Array | None = None  # bool [N]: which of them were made, and not only expected; None: all
+    features: Array | None = None  # [N, F], of their designs, see Ranker; None: to be found out
 
 
 class Ranking(NamedTuple):
@@ -73,8 +73,18 @@ class Ranking(NamedTuple):
     belief: Array  # [], probability that other tasks tell something of this one
 
 
-# What is known of other tasks, the task's trials, designs int32 [M, D] -> their ranking.
-Ranker: TypeAlias = Callable[[Knowledge, Trials, Array], Ranking]
+class Ranker(NamedTuple):
+    """How designs are ranked for a task.
+
+    Attributes:
+      describe: what is known of other tasks, designs int32 [M, D] -> all that it says of them, as
+        features [M, F]. It costs most, and is needed once for designs that are ranked again.
+      rank: what is known, the task's trials, designs, their features (None: to be found out) ->
+        their ranking.
+    """
+
+    describe: Callable[[Knowledge, Array], Array]
+    rank: Callable[..., Ranking]
 
 
 def fit_reward_model(
@@ -137,7 +147,7 @@ def fit_reward_model(
     return RewardModel(network, mean, covariance, jnp.exp(usual))
 
 
-def fit_expectations(tasks: ReplayBank) -> Expectations:
+def fit_expectations(space: SearchSpace, tasks: ReplayBank) -> Expectations:
     """Learns what tasks' trials let expect of designs; one without any reward doesn't count."""
     centre, scale = _centre_and_scale(tasks.rewards, tasks.valid)
     y = (tasks.rewards - centre[:, None]) / scale[:, None]
@@ -145,19 +155,19 @@ def fit_expectations(tasks: ReplayBank) -> Expectations:
     has_rewards = jnp.any(tasks.valid & ~jnp.isnan(tasks.rewards), axis=1)
 
     def weigh(trials: Trials) -> Array:
-        covariance = _prior_covariance(trials.actions, trials.actions)
-        return _solve(trials.rewards, covariance, jnp.sum(trials.valid))
+        covariance = _prior_covariance(_distance(space, trials.actions, trials.actions))
+        return solve(trials.rewards, covariance, jnp.sum(trials.valid))
 
     known = jax.vmap(_whole_blocks)(Trials(tasks.actions, y, tasks.valid))
     scale = jnp.where(has_rewards, scale, jnp.nan)
     return Expectations(known.actions, jax.vmap(weigh)(known), scale)
 
 
-def expect(expectations: Expectations, designs: Array) -> Array:
+def expect(space: SearchSpace, expectations: Expectations, designs: Array) -> Array:
     """Returns what each task lets expect of designs [M], over its scale: [M, K]; 0: nothing."""
 
     def of_task(actions: Array, weights: Array) -> Array:
-        return (_prior_covariance(designs, actions) + _LEVEL**2) @ weights
+        return (_prior_covariance(_distance(space, designs, actions)) + LEVEL**2) @ weights
 
     expected = jax.vmap(of_task)(expectations.actions, expectations.weights)
     return jnp.where(jnp.isnan(expectations.scale)[:, None], 0.0, expected).T
@@ -188,8 +198,11 @@ def make_ranker(
       residual: deviation of what other tasks can't tell.
       decay: how much less alike rewards are if all of a design's decisions differ, as a logarithm.
     """
+    describe = functools.partial(_describe, space)
 
-    def rank(known: Knowledge, trials: Trials, candidates: Array) -> Ranking:
+    def rank(
+        known: Knowledge, trials: Trials, candidates: Array, features: Array | None = None
+    ) -> Ranking:
         chex.assert_rank([trials.actions, trials.rewards, candidates], [2, 1, 2])
         trials = _whole_blocks(trials)
         filled, centre, scale = _fill(trials)
@@ -202,18 +215,19 @@ def make_ranker(
         counts = jnp.sum(trials.valid), jnp.sum(_real(trials))
         prior -= counts[1] * jnp.log(scales)
         designs = jnp.concatenate([trials.actions, candidates])
-        alike = jnp.exp(-decay * _distance(trials.actions, designs))  # [N, N + M]
-        cold = _condition(y, alike, jnp.ones(len(candidates)), *counts, noise)
+        alike = jnp.exp(-decay * _distance(space, trials.actions, designs))  # [N, N + M]
+        cold = condition(y, alike, jnp.ones(len(candidates)), *counts, noise)
         evidence = prior + cold.evidence
         if known.sources is None and known.others is None:
             weights = jax.nn.softmax(evidence)
             expected, deviation = (weights * scales) @ cold.mean, weights @ scales * cold.deviation
             return Ranking(expected + beta_alone * deviation, centre + expected, jnp.float32(0))
-        features, head_mean, head_covariance = _told(space, known, designs)
-        own, others = jnp.split(features, [len(trials.actions)])
-        spread = features @ head_covariance
-        expected = features @ head_mean
-        warm = _condition(
+        own = describe(known, trials.actions) if trials.features is None else trials.features
+        others = describe(known, candidates) if features is None else features
+        head_mean, head_covariance = _head(known)
+        both = jnp.concatenate([own, others])
+        spread, expected = both @ head_covariance, both @ head_mean
+        warm = condition(
             y - expected[None, : len(own)],
             own @ spread.T + residual**2 * alike,
             jnp.sum(spread[len(own) :] * others, -1) + residual**2,
@@ -231,7 +245,7 @@ def make_ranker(
         bonus = jnp.einsum("hs,s,hm->m", weights, scales, deviations)
         return Ranking(expected + bonus, centre + expected, jnp.sum(weights[1]))
 
-    return rank
+    return Ranker(describe, rank)
 
 
 def _usual_scale(known: Knowledge) -> Array:
@@ -243,121 +257,52 @@ def _usual_scale(known: Knowledge) -> Array:
     return jnp.float32(jnp.nan)
 
 
-def _told(space: SearchSpace, known: Knowledge, designs: Array) -> tuple[Array, Array, Array]:
-    """Returns features of designs [M, F], and the prior of a task's head: [F] and [F, F].
+def _describe(space: SearchSpace, known: Knowledge, designs: Array) -> Array:
+    """Returns features of designs, [M, F]: the sources' network, and what other tasks expect."""
+    parts = [jnp.zeros((len(designs), 0))]
+    if known.sources is not None:
+        network = functools.partial(_features, space, known.sources.network)
+        parts.append(jax.vmap(network)(designs))
+    if known.others is not None:
+        parts.append(expect(space, known.others, designs))
+    return jnp.concatenate(parts, axis=1)
+
+
+def _head(known: Knowledge) -> tuple[Array, Array]:
+    """Returns the prior of a task's head on these features, mean [F] and covariance [F, F].
 
     Tasks that are searched at the same time count the same, give or take as much as all of them.
     """
     parts = []
     if known.sources is not None:
-        features = jax.vmap(functools.partial(_features, space, known.sources.network))(designs)
-        parts.append((features, known.sources.head_mean, known.sources.head_covariance))
+        parts.append((known.sources.head_mean, known.sources.head_covariance))
     if known.others is not None:
         counts = ~jnp.isnan(known.others.scale)
         share = counts / jnp.maximum(jnp.sum(counts), 1)
-        parts.append((expect(known.others, designs), share, jnp.diag(share)))
-    told, means, covariances = zip(*parts, strict=True)
-    mean = jnp.concatenate(means) / len(parts)
-    return jnp.concatenate(told, 1), mean, jax.scipy.linalg.block_diag(*covariances)
+        parts.append((share, jnp.diag(share)))
+    means, covariances = zip(*parts, strict=True)
+    return jnp.concatenate(means) / len(parts), jax.scipy.linalg.block_diag(*covariances)
 
 
-def _distance(a: Array, b: Array) -> Array:
+def _distance(space: SearchSpace, a: Array, b: Array) -> Array:
     """Returns the share of decisions in which designs differ, [A, B]."""
-    return jnp.mean(a[:, None] != b[None], -1)
+    first, second = (
+        jax.nn.one_hot(x, space.max_choices).reshape(len(x), space.action_mask.size) for x in (a, b)
+    )
+    return (space.num_decisions - first @ second.T) / space.num_decisions
 
 
-def _prior_covariance(a: Array, b: Array) -> Array:
-    """Returns the prior covariance of a task's scaled rewards, [A, B], but for its level.
+def _prior_covariance(distance: Array) -> Array:
+    """Returns the prior covariance of a task's scaled rewards by distance, but for its level.
 
     Half of the variance is of decisions by themselves, half of designs that are nearly equal.
     """
-    distance = _distance(a, b)
     return jnp.exp(-8.0 * distance) + 1.0 - distance
 
 
-class _Posterior(NamedTuple):
-    evidence: Array  # [S], log-likelihood of the trials, for S scales of them
-    mean: Array  # [S, M]
-    deviation: Array  # [M]
-
-
-def _condition(
-    y: Array, covariance: Array, variance: Array, count: Array, num_real: Array, noise: float
-) -> _Posterior:
-    """Conditions a Gaussian process on S versions of some observations, at M other points.
-
-    Args:
-      y: [S, N], of mean zero; the first `count` are observations. N is a multiple of `_BLOCK`.
-      covariance: [N, N + M], of the points observed with them and the others.
-      variance: [M], of the others.
-      count: int32 [].
-      num_real: int32 [], of the first observations, whose likelihood is the evidence.
-      noise: deviation of an observation.
-    """
-    factor, errors, evidence = _factorise(y, covariance, count, num_real, noise)
-    others = factor[:, y.shape[1] :]
-    left = jnp.maximum(variance + _LEVEL**2 - jnp.sum(others**2, axis=0), 1e-6)
-    return _Posterior(evidence, errors @ others, jnp.sqrt(left))
-
-
-def _solve(y: Array, covariance: Array, count: Array, noise: float = 0.3) -> Array:
-    """Returns the weights [N] by which covariances with observations y [N] give the mean there."""
-    factor, errors, _ = _factorise(y[None], covariance, count, count, noise)
-    stored = jnp.diagonal(factor)  # (d^2 - noise^2) / d, for the diagonal d of the factor
-    diagonal = (stored + jnp.sqrt(stored**2 + 4 * noise**2)) / 2
-    upper = jnp.triu(factor, 1)
-
-    def substitute(i: Array, weights: Array) -> Array:
-        row = count - 1 - i
-        return weights.at[row].set((errors[0, row] - upper[row] @ weights) / diagonal[row])
-
-    return jax.lax.fori_loop(0, count, substitute, jnp.zeros(len(y)))
-
-
-def _factorise(
-    y: Array, covariance: Array, count: Array, num_real: Array, noise: float
-) -> tuple[Array, Array, Array]:
-    """Returns the Cholesky factor [N, N + M], errors [S, N] and evidence [S] for `_condition`.
-
-    The factor of the observations' covariance, transposed, whose rows go on over the other points
-    (Rasmussen & Williams 2006, algorithm 2.1). It is made a block of rows at a time, so as to be
-    matrix products, ends with the last observation, and needs no LAPACK, whose calls from vmapped
-    loops were seen to hang XLA on CPUs. Its diagonal lacks the noise.
-    """
-    covariance = covariance + _LEVEL**2
-
-    def observe(start: Array, i: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
-        rows, errors, evidence = state
-        total = rows[i, start + i] + noise**2
-        is_there, after = start + i < count, jnp.arange(_BLOCK) > i
-        row = jnp.where(is_there, rows[i] / jnp.sqrt(total), 0)
-        error = jnp.where(is_there, errors[:, i] / jnp.sqrt(total), 0)
-        known = jnp.where(after, row[start + jnp.arange(_BLOCK)], 0)
-        rows = (rows - known[:, None] * row[None]).at[i].set(row)
-        errors = (errors - error[:, None] * known[None]).at[:, i].set(error)
-        surprise = jnp.where(start + i < num_real, error**2 + jnp.log(total), 0)
-        return rows, errors, evidence - surprise / 2
-
-    def observe_block(b: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
-        factor, errors, evidence = state  # [N, N + M], [S, N], [S]
-        start = b * _BLOCK
-        take = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=_BLOCK)
-        own = take(factor, axis=1)
-        block = (take(covariance) - own.T @ factor, take(y, axis=1) - errors @ own, evidence)
-        rows, error, evidence = jax.lax.fori_loop(
-            0, _BLOCK, functools.partial(observe, start), block
-        )
-        put = jax.lax.dynamic_update_slice_in_dim
-        return put(factor, rows, start, 0), put(errors, error, start, 1), evidence
-
-    state = (jnp.zeros_like(covariance), jnp.zeros_like(y), jnp.zeros(len(y)))
-    blocks = (count + _BLOCK - 1) // _BLOCK
-    return jax.lax.fori_loop(0, blocks, observe_block, state)
-
-
 def _whole_blocks(trials: Trials) -> Trials:
-    """Returns the trials with room up to a multiple of `_BLOCK`."""
-    room = -len(trials.valid) % _BLOCK
+    """Returns the trials with room up to a multiple of `BLOCK`."""
+    room = -len(trials.valid) % BLOCK
     return jax.tree.map(lambda x: jnp.pad(x, [(0, room)] + [(0, 0)] * (x.ndim - 1)), trials)
 
 

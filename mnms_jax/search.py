@@ -113,7 +113,7 @@ def make_search(
         if ranker is None:
             output = sample(state.params, jax.random.split(key, task_ids.size), ids)
         else:
-            told = _expectations(state, num_tasks)
+            told = _expectations(space, state, num_tasks)
             actions = choose_for(state, told, jnp.arange(num_tasks))  # [T, trials_per_task, D]
             output = evaluate(state.params, jnp.concatenate(jnp.swapaxes(actions, 0, 1)), ids)
         return Proposal(ids, output.actions, output.log_probs)
@@ -129,7 +129,7 @@ def make_search(
         told = SearchState(params, opt_state, baseline, replay, state.step + 1, state.key)
         state = told._replace(knowledge=state.knowledge, suggestions=state.suggestions)
         if ranker is not None and (num_tasks > 1 or state.knowledge is not None):
-            metrics = {**metrics, **_beliefs(ranker, state, num_tasks)}
+            metrics = {**metrics, **_beliefs(space, ranker, state, num_tasks)}
         return state, metrics
 
     return Search(jax.jit(init), jax.jit(ask), jax.jit(tell))
@@ -147,11 +147,11 @@ def _of_task(tree: Any, task_id: Array | int) -> Any:
     return jax.tree.map(lambda x: x[task_id], tree)
 
 
-def _expectations(state: SearchState, num_tasks: int) -> Expectations | None:
+def _expectations(space: SearchSpace, state: SearchState, num_tasks: int) -> Expectations | None:
     """Returns what the tasks of a search let expect; None if there is one alone."""
     if num_tasks == 1:
         return None
-    return fit_expectations(jax.tree.map(lambda x: x[:num_tasks], state.replay))
+    return fit_expectations(space, jax.tree.map(lambda x: x[:num_tasks], state.replay))
 
 
 def _known(state: SearchState, told: Expectations | None, task_id: Array | int) -> Knowledge:
@@ -161,11 +161,11 @@ def _known(state: SearchState, told: Expectations | None, task_id: Array | int) 
     return Knowledge(_of_task(state.knowledge, task_id), told)
 
 
-def _beliefs(ranker: Ranker, state: SearchState, num_tasks: int) -> Metrics:
-    told, beliefs = _expectations(state, num_tasks), {}
+def _beliefs(space: SearchSpace, ranker: Ranker, state: SearchState, num_tasks: int) -> Metrics:
+    told, beliefs = _expectations(space, state, num_tasks), {}
     for t in range(num_tasks):
         trials = _trials(state.replay, t)
-        ranking = ranker(_known(state, told, t), trials, trials.actions[:1])
+        ranking = ranker.rank(_known(state, told, t), trials, trials.actions[:1])
         beliefs[f"belief/{t}"] = ranking.belief
     return beliefs
 
@@ -189,7 +189,10 @@ def _make_chooser(
         designs = make_candidates(
             key, space, policy, state.params, task_id, trials, suggestions, numbers
         )
-        rank = functools.partial(ranker, _known(state, told, task_id))
-        return choose(rank, designs, trials, number, suggestions, num_suggested)
+        known = _known(state, told, task_id)
+        trials = trials._replace(features=ranker.describe(known, trials.actions))
+        features = ranker.describe(known, designs)
+        rank = functools.partial(ranker.rank, known)
+        return choose(rank, designs, features, trials, number, suggestions, num_suggested)
 
     return choose_for

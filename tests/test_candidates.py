@@ -94,10 +94,18 @@ def suggest(designs):
     return Suggestions(designs, jnp.int32(len(designs)))
 
 
+def pick(rank, designs, trials, *rest):
+    """Chooses among designs whose features are twice their choices."""
+    known = trials._replace(features=2.0 * trials.actions)
+    return choose(rank, designs, 2.0 * designs, known, *rest)
+
+
 def rank_by(scores):
     """Returns a ranker with these scores, by design, whatever was tried."""
     table = jnp.asarray(scores)
-    return lambda trials, designs: Ranking(table[designs[:, 0]], table[designs[:, 0]], 0.0)
+    return lambda trials, designs, features: Ranking(
+        table[designs[:, 0]], table[designs[:, 0]], 0.0
+    )
 
 
 def test_the_best_new_designs_are_chosen_once_each():
@@ -105,8 +113,8 @@ def test_the_best_new_designs_are_chosen_once_each():
     rank = rank_by([0.1, 0.9, 0.5, 0.7])
     tried = Trials(jnp.array([[3], [0]]), jnp.zeros(2), jnp.array([True, False]))
     # The 3 was tried; the 0 was not; the second 1 repeats the first.
-    assert choose(rank, designs, tried, 3, suggest([]), 0).tolist() == [[1], [2], [0]]
-    assert choose(rank, designs, tried, 4, suggest([]), 0).tolist()[:3] == [[1], [2], [0]]
+    assert pick(rank, designs, tried, 3, suggest([]), 0).tolist() == [[1], [2], [0]]
+    assert pick(rank, designs, tried, 4, suggest([]), 0).tolist()[:3] == [[1], [2], [0]]
 
 
 def test_every_other_of_the_first_trials_is_the_next_suggestion():
@@ -114,26 +122,26 @@ def test_every_other_of_the_first_trials_is_the_next_suggestion():
     rank = rank_by([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     nothing = Trials(jnp.zeros((4, 1), jnp.int32), jnp.zeros(4), jnp.zeros(4, bool))
     first = suggest(designs[:3])
-    chosen = choose(rank, designs, nothing, 6, first, 4)
+    chosen = pick(rank, designs, nothing, 6, first, 4)
     assert chosen.ravel().tolist() == [0, 5, 1, 4, 3, 2]
     # Rounds of one trial go on where the last one ended; the 0 was tried by chance.
     tried = nothing._replace(valid=jnp.array([True, True, False, False]))
-    assert choose(rank, designs, tried, 1, first, 4).tolist() == [[1]]
+    assert pick(rank, designs, tried, 1, first, 4).tolist() == [[1]]
     three = nothing._replace(valid=jnp.array([True, True, True, False]))
-    assert choose(rank, designs, three, 1, first, 4).tolist() == [[5]]
+    assert pick(rank, designs, three, 1, first, 4).tolist() == [[5]]
     # No suggestion is left.
-    assert choose(rank, designs[:2], tried, 1, suggest(designs[:1]), 4).tolist() == [[1]]
+    assert pick(rank, designs[:2], tried, 1, suggest(designs[:1]), 4).tolist() == [[1]]
     # What fills up is never chosen: here the 1 and the 2, until it comes again behind.
     filled = Suggestions(designs[:3], jnp.int32(1))
-    assert choose(rank, designs, nothing, 3, filled, 4).ravel().tolist() == [0, 5, 4]
+    assert pick(rank, designs, nothing, 3, filled, 4).ravel().tolist() == [0, 5, 4]
     none = Suggestions(designs[:3], jnp.int32(0))
-    assert choose(rank, designs, nothing, 3, none, 4).ravel().tolist() == [5, 4, 3]
+    assert pick(rank, designs, nothing, 3, none, 4).ravel().tolist() == [5, 4, 3]
 
 
 def test_a_design_is_ranked_as_if_those_before_it_had_earned_what_was_expected():
     seen = []
 
-    def rank(trials, designs):
+    def rank(trials, designs, features):
         """Prefers large numbers, but not next to what is there already."""
         seen.append(trials)
         beside = jnp.abs(designs - trials.actions[None, :, 0]) == 1
@@ -142,8 +150,9 @@ def test_a_design_is_ranked_as_if_those_before_it_had_earned_what_was_expected()
 
     nothing = Trials(jnp.zeros((1, 1), jnp.int32), jnp.zeros(1), jnp.zeros(1, bool))
     with jax.disable_jit():
-        chosen = choose(rank, jnp.array([[1], [2], [3], [4]]), nothing, 2, suggest([]), 0)
+        chosen = pick(rank, jnp.array([[1], [2], [3], [4]]), nothing, 2, suggest([]), 0)
     assert chosen.tolist() == [[4], [2]]
     assert [trials.valid.tolist() for trials in seen] == [[False] * 3, [True, False, False]]
     assert seen[1].actions[0].tolist() == [4] and not seen[1].real.any()
     np.testing.assert_allclose(seen[1].rewards[0], 0.4)
+    assert seen[1].features[0].tolist() == [8.0]  # those of its design

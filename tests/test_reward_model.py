@@ -7,12 +7,12 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
+from mnms_jax.gaussian_process import condition
 from mnms_jax.lockstep import leave_out
 from mnms_jax.replay import ReplayBank
 from mnms_jax.reward_model import (
     Knowledge,
     Trials,
-    _condition,
     expect,
     fit_expectations,
     fit_reward_model,
@@ -69,10 +69,10 @@ def test_conditioning_is_gaussian_process_regression():
     known = RBF(1.0)(x, points)
     covariance[:21, :21], covariance[:21, 48:] = known[:, :21], known[:, 21:]
     padded = jnp.pad(jnp.asarray(y, jnp.float32), ((0, 0), (0, 27)))
-    condition = functools.partial(
-        _condition, padded, jnp.asarray(covariance, jnp.float32), jnp.ones(5), jnp.int32(21)
+    predict = functools.partial(
+        condition, padded, jnp.asarray(covariance, jnp.float32), jnp.ones(5), jnp.int32(21)
     )
-    found = condition(jnp.int32(21), noise)
+    found = predict(jnp.int32(21), noise)
     for s in range(2):
         expected = GaussianProcessRegressor(kernel, alpha=noise**2, optimizer=None).fit(x, y[s])
         mean, deviation = expected.predict(others, return_std=True)
@@ -84,14 +84,14 @@ def test_conditioning_is_gaussian_process_regression():
         half = GaussianProcessRegressor(kernel, alpha=noise**2, optimizer=None)
         half.fit(x[:11], y[s, :11])
         likelihood = half.log_marginal_likelihood_value_ + 11 / 2 * np.log(2 * np.pi)
-        evidence = condition(jnp.int32(11), noise).evidence[s]
+        evidence = predict(jnp.int32(11), noise).evidence[s]
         assert float(evidence) == pytest.approx(likelihood, abs=2e-3)
 
 
 def test_expectations_are_gaussian_process_regression(key):
     tasks = make_sources(key, number=40)._replace(size=jnp.array([21, 40, 0]))
-    told = fit_expectations(tasks)
-    found = expect(told, DESIGNS)
+    told = fit_expectations(SPACE, tasks)
+    found = expect(SPACE, told, DESIGNS)
     assert np.isnan(told.scale[2]) and not found[:, 2].any()  # no trials
     for t, size in enumerate((21, 40)):
         own = np.asarray(tasks.actions[t, :size])
@@ -118,13 +118,13 @@ def test_sources_without_a_reward_have_no_scale(key):
     usual = fit_reward_model(key, SPACE, sources).scale
     assert float(model.scale) == pytest.approx(float(usual))
     assert np.isfinite(
-        make_ranker(SPACE)(Knowledge(model), trials_of([1, 2]), DESIGNS).scores
+        make_ranker(SPACE).rank(Knowledge(model), trials_of([1, 2]), DESIGNS).scores
     ).all()
 
 
 def test_without_any_trial_the_sources_best_design_comes_first(key):
     model = fit_reward_model(key, SPACE, make_sources(key))
-    ranking = jax.jit(make_ranker(SPACE))(Knowledge(model), trials_of([]), DESIGNS)
+    ranking = jax.jit(make_ranker(SPACE).rank)(Knowledge(model), trials_of([]), DESIGNS)
     values = value(DESIGNS)
     assert float(values[jnp.argmax(ranking.scores)]) >= float(jnp.sort(values)[-3])
     assert float(jnp.corrcoef(ranking.scores, values)[0, 1]) > 0.9
@@ -133,9 +133,9 @@ def test_without_any_trial_the_sources_best_design_comes_first(key):
 
 def test_cold_it_learns_from_the_tasks_own_trials():
     rows = np.random.default_rng(0).permutation(81)[:30]
-    empty = make_ranker(SPACE)(Knowledge(), trials_of([]), DESIGNS)
+    empty = make_ranker(SPACE).rank(Knowledge(), trials_of([]), DESIGNS)
     np.testing.assert_allclose(empty.scores, empty.scores[0], rtol=1e-5)
-    ranking = make_ranker(SPACE)(Knowledge(), trials_of(rows), DESIGNS)
+    ranking = make_ranker(SPACE).rank(Knowledge(), trials_of(rows), DESIGNS)
     rest = np.setdiff1d(np.arange(81), rows)
     correlation = np.corrcoef(ranking.expected[rest], value(DESIGNS)[rest])[0, 1]
     assert correlation > 0.6
@@ -148,7 +148,7 @@ def test_sources_that_tell_nothing_are_soon_not_believed_and_do_no_harm(key):
     good = fit_reward_model(key, SPACE, make_sources(key))
     useless = fit_reward_model(key, SPACE, make_sources(key, shuffled=True))
     rankings = {
-        name: make_ranker(SPACE)(Knowledge(model), trials_of(rows), DESIGNS)
+        name: make_ranker(SPACE).rank(Knowledge(model), trials_of(rows), DESIGNS)
         for name, model in (("good", good), ("useless", useless), ("cold", None))
     }
     assert float(rankings["good"].belief) > 0.9
@@ -159,17 +159,19 @@ def test_sources_that_tell_nothing_are_soon_not_believed_and_do_no_harm(key):
 
     assert correlation(rankings["useless"]) > correlation(rankings["cold"]) - 0.1
     # The fewer trials of its own a task has, the more good sources help.
-    few = [make_ranker(SPACE)(Knowledge(m), trials_of(rows[:6]), DESIGNS) for m in (good, None)]
+    few = [
+        make_ranker(SPACE).rank(Knowledge(m), trials_of(rows[:6]), DESIGNS) for m in (good, None)
+    ]
     assert correlation(few[0]) > correlation(few[1]) + 0.05
     # Without the guard the useless model is believed whatever the trials say.
-    unguarded = make_ranker(SPACE, belief=1.0)(Knowledge(useless), trials_of(rows), DESIGNS)
+    unguarded = make_ranker(SPACE, belief=1.0).rank(Knowledge(useless), trials_of(rows), DESIGNS)
     assert float(unguarded.belief) == 1
 
 
 def test_scores_follow_the_scale_and_level_of_rewards(key):
     model = fit_reward_model(key, SPACE, make_sources(key))
     rows = np.random.default_rng(2).permutation(81)[:20]
-    rank = functools.partial(make_ranker(SPACE), Knowledge(model))
+    rank = functools.partial(make_ranker(SPACE).rank, Knowledge(model))
     there = rank(trials_of(rows), DESIGNS).scores
     higher = rank(trials_of(rows, rewards=value(DESIGNS[rows]) + 10), DESIGNS).scores
     np.testing.assert_allclose(higher - there, (higher - there)[0], atol=1e-3)
@@ -178,21 +180,23 @@ def test_scores_follow_the_scale_and_level_of_rewards(key):
 def test_failed_trials_count_as_the_worst():
     rows = [0, 1, 2, 40, 80]
     rewards = value(DESIGNS[jnp.array(rows)])
-    failed = make_ranker(SPACE)(
+    failed = make_ranker(SPACE).rank(
         Knowledge(), trials_of(rows, rewards=rewards.at[3].set(jnp.nan)), DESIGNS
     )
-    worst = make_ranker(SPACE)(
+    worst = make_ranker(SPACE).rank(
         Knowledge(), trials_of(rows, rewards=rewards.at[3].set(rewards.min())), DESIGNS
     )
     assert np.isfinite(failed.scores).all()
     np.testing.assert_allclose(failed.scores, worst.scores, rtol=1e-5)
-    none = make_ranker(SPACE)(Knowledge(), trials_of([3, 4], rewards=[jnp.nan, jnp.nan]), DESIGNS)
+    none = make_ranker(SPACE).rank(
+        Knowledge(), trials_of([3, 4], rewards=[jnp.nan, jnp.nan]), DESIGNS
+    )
     assert np.isfinite(none.scores).all()
 
 
 def test_expected_rewards_are_no_evidence(key):
     model = fit_reward_model(key, SPACE, make_sources(key))
-    rank = functools.partial(make_ranker(SPACE), Knowledge(model))
+    rank = functools.partial(make_ranker(SPACE).rank, Knowledge(model))
     rows = [0, 10, 20, 30, 40, 50]
     trials = trials_of(rows)
     three = jnp.arange(len(trials.valid)) < 3
@@ -207,7 +211,7 @@ def test_expected_rewards_are_no_evidence(key):
 
 def test_it_maps_over_tasks_alike(key):
     model = fit_reward_model(key, SPACE, make_sources(key))
-    rank = functools.partial(make_ranker(SPACE), Knowledge(model))
+    rank = functools.partial(make_ranker(SPACE).rank, Knowledge(model))
     both = [trials_of([1, 5, 9]), trials_of([3, 4, 50, 60, 70])]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *both)
     together = jax.vmap(rank, in_axes=(0, None))(stacked, DESIGNS).scores
