@@ -43,7 +43,7 @@ class TableSetup(NamedTuple):
 def make_strategy(name: str, setup: TableSetup) -> Strategy:
     """Returns a strategy by its name, a function of the table and a key.
 
-    multitask: one controller for all targets, from scratch.
+    multitask: one search of all targets, from scratch, in which they tell each other.
     mnms2017, tnaml2018: on each target, the published controller, see `PUBLISHED`, that was trained
       on all sources, with a random new embedding. Of the second there are tnaml2018_trpo and
       tnaml2018_urex too. With `_cold` behind such a name, a fresh one for each target; with
@@ -79,8 +79,6 @@ def make_strategy(name: str, setup: TableSetup) -> Strategy:
 _PUBLISHED = (*PUBLISHED, "tnaml2018_trpo", "tnaml2018_urex")
 _MakePolicy: TypeAlias = Callable[[SearchSpace, int], Policy]
 _MakeLearner: TypeAlias = Callable[..., Learner]  # see `make_learner`
-
-
 _PPO = functools.partial(make_learner, "ppo")
 
 
