@@ -128,7 +128,7 @@ def make_search(
         )
         told = SearchState(params, opt_state, baseline, replay, state.step + 1, state.key)
         state = told._replace(knowledge=state.knowledge, suggestions=state.suggestions)
-        if ranker is not None and (num_tasks > 1 or state.knowledge is not None):
+        if ranker is not None and state.knowledge is not None:
             metrics = {**metrics, **_beliefs(space, ranker, state, num_tasks)}
         return state, metrics
 
@@ -162,12 +162,14 @@ def _known(state: SearchState, told: Expectations | None, task_id: Array | int) 
 
 
 def _beliefs(space: SearchSpace, ranker: Ranker, state: SearchState, num_tasks: int) -> Metrics:
-    told, beliefs = _expectations(space, state, num_tasks), {}
-    for t in range(num_tasks):
-        trials = _trials(state.replay, t)
-        ranking = ranker.rank(_known(state, told, t), trials, trials.actions[:1])
-        beliefs[f"belief/{t}"] = ranking.belief
-    return beliefs
+    told = _expectations(space, state, num_tasks)
+
+    def belief_of(task_id: Array) -> Array:
+        trials = _trials(state.replay, task_id)
+        return ranker.rank(_known(state, told, task_id), trials, trials.actions[:1]).belief
+
+    beliefs = jax.vmap(belief_of)(jnp.arange(num_tasks))
+    return {f"belief/{t}": beliefs[t] for t in range(num_tasks)}
 
 
 def _make_chooser(

@@ -223,8 +223,6 @@ def test_a_task_learns_from_the_others_trials_as_far_as_they_fit(related, key):
     proposal = search.ask(state)
     likeness = jnp.sum(proposal.actions[proposal.task_ids == 1], 1) / 16
     assert (likeness > 0.8).all() if related else (likeness < 0.5).all()
-    _, metrics = search.tell(state, proposal, jnp.zeros(4))
-    assert (float(metrics["belief/1"]) > 0.8) == related
 
 
 def test_with_a_ranker_no_design_is_tried_twice_until_all_were():
@@ -247,7 +245,7 @@ def test_with_a_ranker_no_design_is_tried_twice_until_all_were():
     for designs in tried:
         assert len(set(designs[:9])) == 9  # all that there are
         assert set(designs[9:]) <= set(designs[:9])
-    assert {"belief/0", "belief/1"} <= set(metrics)  # how far they believe each other
+    assert "belief/0" not in metrics  # there are no sources to believe
     # The log-probabilities are those of whoever drew the design.
     again = jax.vmap(policy.evaluate, in_axes=(None, 0, 0))({}, proposal.actions, proposal.task_ids)
     np.testing.assert_allclose(proposal.log_probs, again.log_probs, rtol=1e-6)
