@@ -4,7 +4,7 @@ Claim: from scratch it isn't worse than Optuna's TPE at 100 and 200 trials; with
 other tasks it is ahead of every tuner here from 10 trials on. `random` and `cold` search all tasks,
 and their trials are the sources of all methods that use any.
 
-Command: python -m benchmarks.peers --json=peers.json
+Command, after `pip install ".[report,rivals]"`: python -m benchmarks.peers --json=peers.json
 Variants: --tables=fcnet --methods=random,cold,tpe,transfer --seeds=3
 Cost: SMAC takes 0.3 s a trial on a CPU core, Syne Tune's quantiles ten seconds a search, all others
 some ten milliseconds a trial. An interrupted run resumes.
@@ -267,15 +267,18 @@ def summarise(table: str, methods: Sequence[str], regrets: np.ndarray) -> list[d
     return rows
 
 
+def find_versions(methods: Sequence[str]) -> dict[str, str]:
+    """Returns the versions of whoever is compared with."""
+    versions = {name: PEERS[name].requirements[0] for name in methods if name in PEERS}
+    if any(name.startswith("tpe") for name in methods):
+        versions["tpe"] = f"optuna=={importlib.metadata.version('optuna')}"
+    return versions
+
+
 def main() -> None:
     """Compares on each table, then writes all regrets."""
     workdir = pathlib.Path(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
-    versions = {
-        "optuna": importlib.metadata.version("optuna"),
-        **{name: PEERS[name].requirements[0] for name in _METHODS.value if name in PEERS},
-    }
-    logging.info("versions: %s", versions)
     rows = []
     with contextlib.ExitStack() as stack:
 
@@ -286,6 +289,8 @@ def main() -> None:
             return make_peer(name, worker, _NUM_TRIALS.value)
 
         methods = [make(name) for name in _METHODS.value]
+        versions = find_versions(_METHODS.value)
+        logging.info("versions: %s", versions)
         for table in _TABLES.value:
             rows += summarise(table, _METHODS.value, play(table, methods, workdir / table))
     if _JSON.value:

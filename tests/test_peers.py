@@ -82,6 +82,11 @@ def test_numbers_that_ascend_are_ordered(choices, ordered):
     assert peers.is_ordered(choices) is ordered
 
 
+def test_versions_are_of_those_that_are_compared():
+    assert peers.find_versions(["random", "smac"]) == {"smac": "smac==2.4.1"}
+    assert peers.find_versions(["tpe_enqueued"])["tpe"].startswith("optuna==")
+
+
 @pytest.fixture
 def peer(monkeypatch, tmp_path):
     """A method whose process answers with the same designs again and again."""
