@@ -5,7 +5,7 @@ other tasks it is ahead of every tuner here from 10 trials on. `random` and `col
 and their trials are the sources of all methods that use any.
 
 Command, after `pip install ".[report,rivals]"`: python -m benchmarks.peers --json=peers.json
-Variants: --tables=fcnet --methods=random,cold,tpe,transfer --seeds=3
+Variants: --tables=fcnet --compare=random,cold,tpe,transfer --num_seeds=3
 Cost: SMAC takes 0.3 s a trial on a CPU core, Syne Tune's quantiles ten seconds a search, all others
 some ten milliseconds a trial. An interrupted run resumes.
 
@@ -37,16 +37,16 @@ from mnms_jax.tasks.packaged import cache_folder
 
 _TABLES = flags.DEFINE_list("tables", ["fcnet", "nasbench201"], "Tables, see mnms_jax.load_table.")
 _METHODS = flags.DEFINE_list(
-    "methods",
+    "compare",
     [
         *("random", "cold", "evolution", "portfolio", "tpe", "tpe_enqueued", "transfer"),
         *("smac", "pyglove", "bounding_box", "quantile"),
     ],
     "Methods to compare: peers, and those of mnms_jax.make_methods.",
 )
-_SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds.", lower_bound=1)
-_NUM_TRIALS = flags.DEFINE_integer("num_trials", 200, "Trials of a search.", lower_bound=1)
-_WORKDIR = flags.DEFINE_string("workdir", "runs/peers", "Folder of the results.")
+_SEEDS = flags.DEFINE_integer("num_seeds", 5, "Number of seeds.", lower_bound=1)
+_NUM_TRIALS = flags.DEFINE_integer("budget", 200, "Trials of a search.", lower_bound=1)
+_WORKDIR = flags.DEFINE_string("folder", "runs/peers", "Folder of the results.")
 _JSON = flags.DEFINE_string("json", "", "File for the regrets.")
 
 _SYNE_TUNE = ("syne-tune==0.16.0", "huggingface_hub", "fastparquet")
