@@ -37,6 +37,18 @@ class Tuner(NamedTuple):
     tell: Callable[[Design, float], Any]
 
 
+def _match(ask: Callable[[], tuple[Design, Any]], tell: Callable[[Any, float], Any]) -> Tuner:
+    """Returns the tuner whose `ask` gives its own trials beside designs, and `tell` wants them."""
+    waiting: dict[tuple[int, ...], list[Any]] = {}
+
+    def ask_design() -> Design:
+        design, trial = ask()
+        waiting.setdefault(tuple(design), []).append(trial)
+        return design
+
+    return Tuner(ask_design, lambda design, reward: tell(waiting[tuple(design)].pop(), reward))
+
+
 def smac(problem: Problem) -> Tuner:
     """Returns SMAC3 as its facade for hyperparameters has it: random forests."""
     import ConfigSpace
@@ -62,18 +74,12 @@ def smac(problem: Problem) -> Tuner:
     optimizer = HyperparameterOptimizationFacade(
         scenario, lambda config, seed=0: 0.0, overwrite=True, logging_level=40
     )
-    waiting: dict[tuple[int, ...], list[Any]] = {}
 
-    def ask() -> Design:
+    def ask() -> tuple[Design, Any]:
         trial = optimizer.ask()
-        design = [int(trial.config[name]) for name in problem.sizes]
-        waiting.setdefault(tuple(design), []).append(trial)
-        return design
+        return [int(trial.config[name]) for name in problem.sizes], trial
 
-    def tell(design: Design, reward: float) -> None:
-        optimizer.tell(waiting[tuple(design)].pop(), TrialValue(cost=-reward))
-
-    return Tuner(ask, tell)
+    return _match(ask, lambda trial, reward: optimizer.tell(trial, TrialValue(cost=-reward)))
 
 
 def pyglove(problem: Problem) -> Tuner:
@@ -85,18 +91,12 @@ def pyglove(problem: Problem) -> Tuner:
         population_size=50, tournament_size=15, seed=problem.seed
     )
     algorithm.setup(pg.dna_spec(space))
-    waiting: dict[tuple[int, ...], list[Any]] = {}
 
-    def ask() -> Design:
+    def ask() -> tuple[Design, Any]:
         dna = algorithm.propose()
-        design = [int(number) for number in dna.to_numbers()]
-        waiting.setdefault(tuple(design), []).append(dna)
-        return design
+        return [int(number) for number in dna.to_numbers()], dna
 
-    def tell(design: Design, reward: float) -> None:
-        algorithm.feedback(waiting[tuple(design)].pop(), reward)
-
-    return Tuner(ask, tell)
+    return _match(ask, algorithm.feedback)
 
 
 def bounding_box(problem: Problem) -> Tuner:
@@ -168,18 +168,12 @@ def _syne_tune(problem: Problem, scheduler: Any) -> Tuner:
     from syne_tune.optimizer.schedulers.ask_tell_scheduler import AskTellScheduler
 
     asking = AskTellScheduler(scheduler)
-    waiting: dict[tuple[int, ...], list[Any]] = {}
 
-    def ask() -> Design:
+    def ask() -> tuple[Design, Any]:
         trial = asking.ask()
-        design = [int(trial.config[name]) for name in problem.sizes]
-        waiting.setdefault(tuple(design), []).append(trial)
-        return design
+        return [int(trial.config[name]) for name in problem.sizes], trial
 
-    def tell(design: Design, reward: float) -> None:
-        asking.tell(waiting[tuple(design)].pop(), {"cost": -reward})
-
-    return Tuner(ask, tell)
+    return _match(ask, lambda trial, reward: asking.tell(trial, {"cost": -reward}))
 
 
 TUNERS = {

@@ -168,9 +168,8 @@ def make_peer(name: str, worker: Worker, num_trials: int) -> mnms.Method:
         ) -> tuple[mnms.SearchState, dict]:
             known = np.asarray(rewards, np.float64)
             told.extend(known[np.isfinite(known)])
-            filled = np.where(
-                np.isfinite(known), known, min(told, default=0.0)
-            )  # failed: the worst
+            worst = min(told, default=0.0)  # what failed trials count as
+            filled = np.where(np.isfinite(known), known, worst)
             trials = list(zip(asked[int(state.step)].tolist(), filled.tolist(), strict=True))
             worker.call(search, do="tell", trials=trials)
             return blank.tell(state, proposal, rewards)

@@ -71,8 +71,7 @@ def make_strategy(name: str, setup: TableSetup) -> Strategy:
     if method.uses_similarity:
         raise UserError(f"method {name!r} needs to know how alike a table's tasks are")
     if not method.uses_sources:
-        nothing = init_replay(0, 1, setup.space.num_decisions)
-        return lambda table, key: _one_by_one(setup, method, nothing, table, key)
+        return _without_sources(setup, method)
     return _after_pretraining(setup, lambda params: method)
 
 
@@ -109,7 +108,12 @@ def _from_scratch(
     )
     if together:
         return _play_together(setup, search)
-    method = Method("from scratch", lambda space, sources, number, key: search)
+    return _without_sources(
+        setup, Method("from scratch", lambda space, sources, number, key: search)
+    )
+
+
+def _without_sources(setup: TableSetup, method: Method) -> Strategy:
     nothing = init_replay(0, 1, setup.space.num_decisions)
     return lambda table, key: _one_by_one(setup, method, nothing, table, key)
 
