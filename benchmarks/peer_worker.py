@@ -1,4 +1,4 @@
-"""A tuner in a process of its own, which answers to `benchmarks.peers` in JSON lines.
+"""A tuner in a process of its own, which answers to `benchmarks.peer_methods` in JSON lines.
 
 It runs in a virtual environment that has the tuner and nothing of ours: this file imports no other
 one. Requests are {"do": "start", ...}, {"do": "ask", ...} and {"do": "tell", ...}, each with the

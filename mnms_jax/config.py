@@ -17,7 +17,13 @@ def _option(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
 class Config:
     """A multitask search. The metadata of each field says what it means."""
 
-    tasks: tuple[str, ...] = _option(("vader_movie", "vader_amazon"), "Tasks to search on.")
+    tasks: tuple[str, ...] = _option(
+        ("vader_movie", "vader_amazon"),
+        "Tasks to search on. NAME=PATH is a file of your own: CSV, TSV, JSON lines or Parquet with "
+        "a text and a label in each row, which the names of the columns tell, or "
+        "NAME=PATH?text=COLUMN&label=COLUMN; validation=PATH and test=PATH there name files that "
+        "aren't to be parts of the first one.",
+    )
     num_trials: int = _option(48, "Trials on each task.")
     round_size: int = _option(
         16, "Children trained between two updates of the controller, all tasks together."

@@ -221,6 +221,7 @@ def _open(
     del fields["workdir"]  # a folder may be moved
     identity = {
         **fields,
+        "tasks": [task.name for task in bench.tasks],  # files may be moved too
         "search_space": bench.family.space.fingerprint,
         "data": bench.inputs.digests,
         **({} if sources is None else {"sources": [*sources.task_names, digest(sources)]}),

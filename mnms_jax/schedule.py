@@ -101,9 +101,9 @@ def _check(config: TransferConfig, phases: Sequence[Phase]) -> None:
         raise UserError("--nosave_controller: a phase starts from the controller before")
     if config.learner == "random":
         raise UserError("--learner=random: random search has nothing to transfer")
-    check_tasks([name for phase in phases for name in phase.tasks])
     for phase in phases:
         dataclasses.replace(config, tasks=phase.tasks)
+        check_tasks(phase.tasks)
 
 
 def _config(config: TransferConfig, phase: Phase, name: str, before: str | None) -> Config:

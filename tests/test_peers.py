@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from toy import SPACE
 
-from benchmarks import peer_worker, peers
+from benchmarks import peer_methods, peer_worker
 from mnms_jax.methods import Sources
 from mnms_jax.replay import init_replay
 from mnms_jax.transfer import make_bank
@@ -60,7 +60,7 @@ def test_searches_that_take_turns_are_what_they_are_alone(monkeypatch):
 
 def test_a_peer_is_told_of_space_and_sources():
     bank = make_bank(SPACE, [[({"a": 1}, 0.5), ({"a": 2, "b": True}, None)], []])
-    told = peers.describe(SPACE, Sources(bank), 7, 20)
+    told = peer_methods.describe(SPACE, Sources(bank), 7, 20)
     problem = peer_worker.Problem(**json.loads(json.dumps(told)))
     assert problem.sizes == {d.name: len(d.choices) for d in SPACE.decisions}
     design = SPACE.encode({"a": 1}).tolist()
@@ -79,12 +79,12 @@ def test_a_peer_is_told_of_space_and_sources():
     ],
 )
 def test_numbers_that_ascend_are_ordered(choices, ordered):
-    assert peers.is_ordered(choices) is ordered
+    assert peer_methods.is_ordered(choices) is ordered
 
 
 def test_versions_are_of_those_that_are_compared():
-    assert peers.find_versions(["random", "smac"]) == {"smac": "smac==2.4.1"}
-    assert peers.find_versions(["tpe_enqueued"])["tpe"].startswith("optuna==")
+    assert peer_methods.find_versions(["random", "smac"]) == {"smac": "smac==2.4.1"}
+    assert peer_methods.find_versions(["tpe_enqueued"])["tpe"].startswith("optuna==")
 
 
 @pytest.fixture
@@ -102,9 +102,9 @@ for line in sys.stdin:
     requests = tmp_path / "requests"
 
     command = [sys.executable, str(tmp_path / "worker.py"), str(requests)]
-    monkeypatch.setattr(peers, "worker_command", lambda name: command)
-    with contextlib.closing(peers.Worker("smac", tmp_path / "log")) as worker:
-        yield peers.make_peer("smac", worker, 20), requests
+    monkeypatch.setattr(peer_methods, "worker_command", lambda name: command)
+    with contextlib.closing(peer_methods.Worker("smac", tmp_path / "log")) as worker:
+        yield peer_methods.make_peer("smac", worker, 20), requests
 
 
 def test_a_peer_is_a_method(peer, key):
@@ -125,8 +125,8 @@ def test_a_peer_is_a_method(peer, key):
 
 def test_a_process_that_ended_is_told_with_its_log(monkeypatch, tmp_path):
     command = [sys.executable, peer_worker.__file__, "nothing"]
-    monkeypatch.setattr(peers, "worker_command", lambda name: command)
-    with contextlib.closing(peers.Worker("nothing", tmp_path / "log")) as worker:
+    monkeypatch.setattr(peer_methods, "worker_command", lambda name: command)
+    with contextlib.closing(peer_methods.Worker("nothing", tmp_path / "log")) as worker:
         with pytest.raises(UserError, match=f"the process of nothing has ended, see {tmp_path}"):
             worker.start({})
     assert "KeyError: 'nothing'" in (tmp_path / "log").read_text()

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mnms_jax.tasks.text import find_words
 from mnms_jax.types import Task
 
 
@@ -30,7 +31,9 @@ def tfidf_logistic_regression(task: Task) -> Reference:
         return Reference(*share)
     models = [
         make_pipeline(
-            TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+            TfidfVectorizer(
+                tokenizer=find_words, token_pattern=None, ngram_range=(1, 2), sublinear_tf=True
+            ),
             LogisticRegression(C=inverse, max_iter=1000),
         ).fit(train.texts, train.labels)
         for inverse in (0.3, 1.0, 3.0, 10.0)

@@ -1,33 +1,24 @@
-"""The user's own tables of rewards, from CSV and Parquet files."""
+"""The user's own tables of rewards, from files."""
 
-import csv
 import math
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from mnms_jax.space import Decision, SearchSpace, nearest
 from mnms_jax.tabular import RewardTable, TableBenchmark, grid_strides
-from mnms_jax.types import Choice, UserError
+from mnms_jax.tasks.columns import Columns, read_columns, unusable
+from mnms_jax.types import Choice
 
-SUFFIXES = (".csv", ".parquet")
 _MAX_CELLS = 1 << 24  # combinations of choices: 64 MiB of row numbers
 _MAX_REWARDS = 1 << 27  # tasks times designs times most repeats: 512 MiB
 # What begins with needless zeros, as 007, is a text.
 _INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})")
 _FLOAT = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
-
-
-class _File(NamedTuple):
-    """Columns of a file, of N values each."""
-
-    path: pathlib.Path
-    columns: dict[str, list[Any]]  # in CSV all values are texts
-    rows: Sequence[int]  # N numbers that tell the rows in messages
 
 
 def read_table(
@@ -46,8 +37,8 @@ def read_table(
     logged.
 
     Args:
-      path: a .csv file in UTF-8 with a header (columns of integers, of numbers, and of true and
-        false are recognised), or a .parquet file.
+      path: a file as `read_columns` takes it. In CSV and TSV, columns of integers, of numbers, and
+        of true and false are recognised.
       decisions: columns that are decisions, in the order in which they are made; by default all
         but the others named here, in the file's order.
       task: the column with the task's name.
@@ -61,16 +52,14 @@ def read_table(
         counted from 1.
     """
     path = pathlib.Path(path)
-    if path.suffix not in SUFFIXES:
-        raise _malformed(path, f"its name must end in {' or '.join(SUFFIXES)}")
-    file = _read_csv(path) if path.suffix == ".csv" else _read_parquet(path)
+    file = read_columns(path)
     others = [task, reward] if test is None else [task, reward, test]
-    names = [n for n in file.columns if n not in others] if decisions is None else [*decisions]
+    names = [n for n in file.values if n not in others] if decisions is None else [*decisions]
     for name in [*others, *names]:
-        if name not in file.columns:
-            raise _malformed(path, f"it has no column {name!r}{nearest(name, file.columns)}")
+        if name not in file.values:
+            raise unusable(path, f"it has no column {name!r}{nearest(name, file.values)}")
     if not names or len({*others, *names}) < len(others) + len(names):
-        raise _malformed(path, "decisions, task, reward and test must be different columns")
+        raise unusable(path, "decisions, task, reward and test must be different columns")
     space, actions = _read_space(file, names)
     logging.info("%s: its decisions are %s", path, ", ".join(space.names))
     task_names, task_ids = _number([str(value) for value in _filled(file, task)])
@@ -81,69 +70,16 @@ def read_table(
     return TableBenchmark(path.stem, space, tuple(task_names), reward, table, tests)
 
 
-def _malformed(path: pathlib.Path, fault: str) -> UserError:
-    return UserError(f"cannot use the table {path}: {fault}")
-
-
-def _read_csv(path: pathlib.Path) -> _File:
-    rows: list[int] = []
-    values: list[list[str]] = []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.reader(lines, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            if not header:
-                raise _malformed(path, "its first line must name the columns")
-            for fields in reader:
-                if not fields:
-                    continue  # an empty line
-                if len(fields) != len(header):
-                    fault = f"{len(fields)} fields where the header has {len(header)}"
-                    raise _malformed(path, f"row {reader.line_num} has {fault}")
-                rows.append(reader.line_num)
-                values.append([field.strip() for field in fields])
-    except UnicodeDecodeError as error:
-        raise _malformed(path, f"it is not UTF-8 text: {error}") from error
-    except (OSError, csv.Error) as error:
-        raise _malformed(path, f"it cannot be read: {error}") from error
-    return _checked(path, header, [list(column) for column in zip(*values, strict=True)], rows)
-
-
-def _read_parquet(path: pathlib.Path) -> _File:
-    import pyarrow  # late, for few tables need it
-    import pyarrow.parquet
-
-    try:
-        # As one file: a folder of that name isn't searched for more.
-        with path.open("rb") as content:
-            table = pyarrow.parquet.read_table(content)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise _malformed(path, f"it cannot be read: {' '.join(str(error).split())}") from error
-    columns = [column.to_pylist() for column in table.columns]
-    return _checked(path, table.column_names, columns, range(1, table.num_rows + 1))
-
-
-def _checked(
-    path: pathlib.Path, header: list[str], columns: list[list], rows: Sequence[int]
-) -> _File:
-    for name in header:
-        if header.count(name) > 1 or not name:
-            raise _malformed(path, f"each column needs a name of its own, not {name!r}")
-    if not rows:
-        raise _malformed(path, "it has no rows")
-    return _File(path, dict(zip(header, columns, strict=True)), rows)
-
-
-def _filled(file: _File, name: str) -> list[Any]:
+def _filled(file: Columns, name: str) -> list[Any]:
     """Returns a column's values.
 
     Raises:
       UserError: a row has none.
     """
-    for row, value in zip(file.rows, file.columns[name], strict=True):
+    for row, value in zip(file.rows, file.values[name], strict=True):
         if value is None or value == "":
-            raise _malformed(file.path, f"row {row} has no {name!r}")
-    return file.columns[name]
+            raise unusable(file.path, f"row {row} has no {name!r}")
+    return file.values[name]
 
 
 def _number(values: Sequence[Any]) -> tuple[list[Any], np.ndarray]:
@@ -152,7 +88,7 @@ def _number(values: Sequence[Any]) -> tuple[list[Any], np.ndarray]:
     return list(index), np.array([index[value] for value in values], np.int32)
 
 
-def _read_space(file: _File, names: Sequence[str]) -> tuple[SearchSpace, np.ndarray]:
+def _read_space(file: Columns, names: Sequence[str]) -> tuple[SearchSpace, np.ndarray]:
     """Returns the space of the decisions named, and the actions of each row, int32 [N, D]."""
     decisions, actions = [], []
     for name in names:
@@ -167,14 +103,14 @@ def _read_space(file: _File, names: Sequence[str]) -> tuple[SearchSpace, np.ndar
     if cells > _MAX_CELLS:
         sizes = ", ".join(f"{d.name} {len(d.choices)}" for d in decisions)
         fault = f"its choices combine to {cells} designs, more than {_MAX_CELLS} ({sizes})"
-        raise _malformed(file.path, f"{fault}; name fewer columns as decisions")
+        raise unusable(file.path, f"{fault}; name fewer columns as decisions")
     return space, np.stack(actions, axis=-1).astype(np.int32)
 
 
-def _read_choices(file: _File, name: str) -> list[Choice]:
+def _read_choices(file: Columns, name: str) -> list[Choice]:
     """Returns a decision's values, all of one type."""
     values = _filled(file, name)
-    if file.path.suffix == ".csv":
+    if not file.typed:
         return _typed(values)
     kinds = {type(value) for value in values}
     if kinds == {int, float}:
@@ -182,10 +118,10 @@ def _read_choices(file: _File, name: str) -> list[Choice]:
     if len(kinds) > 1 or not kinds <= {bool, int, float, str}:
         found = ", ".join(sorted(kind.__name__ for kind in kinds))
         fault = f"texts, or numbers, or true and false are needed in {name!r}, not {found}"
-        raise _malformed(file.path, fault)
+        raise unusable(file.path, fault)
     for row, value in zip(file.rows, values, strict=True):
         if isinstance(value, float) and not math.isfinite(value):
-            raise _malformed(file.path, f"row {row} has {value} in {name!r}; it must be finite")
+            raise unusable(file.path, f"row {row} has {value} in {name!r}; it must be finite")
     return values
 
 
@@ -200,21 +136,21 @@ def _typed(texts: list[str]) -> list[Choice]:
     return list(texts)
 
 
-def _read_metric(file: _File, name: str) -> np.ndarray:
+def _read_metric(file: Columns, name: str) -> np.ndarray:
     """Returns a column of numbers, float32 [N]; NaN where there is none."""
     numbers = np.full(len(file.rows), np.nan, np.float32)
-    for n, (row, value) in enumerate(zip(file.rows, file.columns[name], strict=True)):
+    for n, (row, value) in enumerate(zip(file.rows, file.values[name], strict=True)):
         if value is None or value == "":
             continue
         fault = f"row {row} has {value!r} in {name!r}; a number of 32 bits, or nothing, is needed"
         try:
             number = float(value)
         except (TypeError, ValueError) as error:
-            raise _malformed(file.path, fault) from error
+            raise unusable(file.path, fault) from error
         with np.errstate(over="ignore"):
             numbers[n] = number
         if np.isinf(numbers[n]):
-            raise _malformed(file.path, fault)
+            raise unusable(file.path, fault)
     return numbers
 
 
@@ -237,7 +173,7 @@ def _tabulate(
     most = int(np.unique(groups, return_counts=True)[1].max())
     if num_tasks * num_rows * most > _MAX_REWARDS:
         fault = f"{num_tasks} tasks, {num_rows} designs and up to {most} repeats of one"
-        raise _malformed(path, f"{fault} make more than {_MAX_REWARDS} rewards")
+        raise unusable(path, f"{fault} make more than {_MAX_REWARDS} rewards")
     num_seeds = np.bincount(groups, minlength=num_tasks * num_rows)
     order = np.argsort(groups, kind="stable")
     ends = np.cumsum(num_seeds)

@@ -9,9 +9,10 @@ import numpy as np
 
 from mnms_jax.space import Decision, SearchSpace, nearest
 from mnms_jax.tabular import RewardTable, TableBenchmark, grid_strides
+from mnms_jax.tasks.columns import SUFFIXES, SUFFIXES_LISTED
 from mnms_jax.tasks.packaged import Archive, fetch, read_member
 from mnms_jax.tasks.pickles import read_pickle
-from mnms_jax.tasks.table_files import SUFFIXES, read_table
+from mnms_jax.tasks.table_files import read_table
 from mnms_jax.types import Choice, UserError
 
 _MAX_BYTES = 16 << 20  # of an unpacked table; the largest has 8.8 MB
@@ -139,7 +140,7 @@ def load_table(name: str | pathlib.Path, **columns: Any) -> TableBenchmark:
     """Loads a table of rewards, fetching its archive first where it is missing.
 
     Args:
-      name: one of TABLES, or the path of a .csv or .parquet file, as `read_table` takes it.
+      name: one of TABLES, or the path of a file, as `read_table` takes it.
 
         hpobench_mlp: 30,000 perceptrons on 8 data sets of OpenML, 5 seeds each; HPOBench,
           Eggensperger et al. (2021), arXiv:2109.06716. The archive says "accuracy"; a constant
@@ -165,7 +166,7 @@ def load_table(name: str | pathlib.Path, **columns: Any) -> TableBenchmark:
     if str(name).endswith(SUFFIXES):
         return read_table(name, **columns)
     if name not in TABLES:
-        files = f"a path that ends in {' or '.join(SUFFIXES)}"
+        files = f"a path that ends in {SUFFIXES_LISTED}"
         raise UserError(
             f"table {str(name)!r} is neither {files} nor known{nearest(str(name), TABLES)}"
         )

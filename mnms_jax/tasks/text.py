@@ -1,11 +1,13 @@
 """Text to numbers: normalising, splitting, tokenising and vocabularies."""
 
+import functools
 import hashlib
 import itertools
 import re
+import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,28 +18,64 @@ from mnms_jax.types import AnyArray, Split, Task, TaskTraits
 
 _WORD = re.compile(r"\w+")
 _WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
+# Scripts that put no spaces between words, whose characters are taken for words: Thai, Lao,
+# Tibetan, Burmese, Khmer, Japanese and Chinese.
+_SPACELESS = (
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff"
+)
 PADDING, UNKNOWN = 0, 1
+
+
+@functools.cache
+def _patterns() -> tuple[re.Pattern, re.Pattern]:
+    """Returns patterns of words, and of words and punctuation marks, in any script.
+
+    What Python takes for letters lacks marks that combine with them, as the vowel signs of Hindi.
+    """
+    marks = "".join(c for c in map(chr, range(0x20000)) if unicodedata.category(c).startswith("M"))
+    letters = rf"[^\W{_SPACELESS}]+"
+    word = rf"{letters}(?:[{marks}]+(?:{letters})?)*|(?=\w)[{_SPACELESS}][{marks}]*"
+    return re.compile(word), re.compile(rf"{word}|[^\w\s{marks}]")
+
+
+def find_words(text: str, *, marks: bool = False) -> list[str]:
+    """Returns the words of a text, and its punctuation marks if asked to.
+
+    In scripts that put no spaces between words, each character counts as one.
+    """
+    words, words_or_marks = (_WORD, _WORD_OR_MARK) if text.isascii() else _patterns()
+    return (words_or_marks if marks else words).findall(text)
 
 
 def normalize(text: str) -> str:
     """Returns the lower-case words of a text: two texts with the same words are repeats."""
-    return " ".join(_WORD.findall(text.lower()))
+    return " ".join(find_words(text.lower()))
 
 
-def deduplicate(texts: Sequence[str], labels: Sequence[int]) -> tuple[list[str], list[int]]:
+def deduplicate(
+    texts: Sequence[str], labels: Sequence[int], held_out: Sequence[Split] = ()
+) -> tuple[list[str], list[int]]:
     """Keeps the first of each group of repeats, and none where their labels disagree.
 
-    Texts without a single word are dropped too.
+    Texts without a single word are dropped too, and so are those that are held out.
     """
     groups: dict[str, tuple[str, set[int]]] = {}
     for text, label in zip(texts, labels, strict=True):
         groups.setdefault(normalize(text), (text, set()))[1].add(label)
-    kept = [(text, found) for key, (text, found) in groups.items() if key and len(found) == 1]
+    for key in ("", *(normalize(text) for split in held_out for text in split.texts)):
+        groups.pop(key, None)
+    kept = [(text, found) for text, found in groups.values() if len(found) == 1]
     return [text for text, _ in kept], [min(found) for _, found in kept]
 
 
 def split_rows(
-    texts: Sequence[str], labels: Sequence[int], fractions: dict[str, float], seed: int = 0
+    texts: Sequence[str],
+    labels: Sequence[int],
+    fractions: Mapping[str, float],
+    seed: int = 0,
+    *,
+    stratify: bool = False,
 ) -> dict[str, Split]:
     """Splits rows at random into named parts, equally on every machine and in every version.
 
@@ -49,18 +87,27 @@ def split_rows(
       labels: N labels.
       fractions: name of each part and its share of the rows; the last one takes the remainder.
       seed: another seed gives another split.
+      stratify: whether each class is split by itself, so that all parts have the same shares of
+        classes; what is rounded off goes to the last part.
 
     Returns:
       The parts by name.
     """
     digests = [hashlib.sha256(f"{seed}:{text}".encode()).digest() for text in texts]
     order = sorted(range(len(texts)), key=lambda row: digests[row])
-    sizes = [round(len(texts) * share) for share in fractions.values()][:-1]
-    parts = np.split(np.array(order, dtype=np.int64), np.cumsum(sizes))
-    labels_array = np.asarray(labels, dtype=np.int32)
+    groups: dict[int, list[int]] = {}  # places in that order
+    for place, row in enumerate(order):
+        groups.setdefault(labels[row] if stratify else 0, []).append(place)
+    parts: dict[str, list[int]] = {name: [] for name in fractions}
+    for places in groups.values():
+        sizes = [round(len(places) * share) for share in fractions.values()][:-1]
+        pieces = np.split(np.array(places), np.cumsum(sizes))
+        for name, piece in zip(fractions, pieces, strict=True):
+            parts[name] += piece.tolist()
+    rows = {name: [order[place] for place in sorted(part)] for name, part in parts.items()}
     return {
-        name: Split(tuple(texts[row] for row in part), labels_array[part])
-        for name, part in zip(fractions, parts, strict=True)
+        name: Split(tuple(texts[row] for row in own), np.array([labels[r] for r in own], np.int32))
+        for name, own in rows.items()
     }
 
 
@@ -86,7 +133,7 @@ class TextRows(NamedTuple):
 def tokenize(text: str, preprocessing: TextPreprocessing) -> list[str]:
     """Returns the words of a text, and its punctuation marks unless they are stripped."""
     text = text.lower() if preprocessing.lowercase else text
-    return (_WORD if preprocessing.strip else _WORD_OR_MARK).findall(text)
+    return find_words(text, marks=not preprocessing.strip)
 
 
 def task_traits(task: Task, num_words: int = 500) -> TaskTraits:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from mnms_jax.tasks.text import deduplicate, normalize, split_rows
+from mnms_jax.tasks.text import deduplicate, split_rows
 from mnms_jax.types import Split, Task, UserError
 
 _VALIDATION_SHARE = 0.1
@@ -251,14 +251,9 @@ def _to_split(spec: TfdsSpec, rows: Sequence[dict[str, Any]]) -> Split:
 
 def _to_task(name: str, train: Split, test: Split, class_names: tuple[str, ...]) -> Task:
     """Cleans train and holds validation out."""
-    texts, labels = deduplicate(train.texts, train.labels.tolist())
-    tested = {normalize(text) for text in test.texts}
-    fresh = [row for row, text in enumerate(texts) if normalize(text) not in tested]
-    parts = split_rows(
-        [texts[row] for row in fresh],
-        [labels[row] for row in fresh],
-        {"validation": _VALIDATION_SHARE, "train": 1.0 - _VALIDATION_SHARE},
-    )
+    texts, labels = deduplicate(train.texts, train.labels.tolist(), [test])
+    shares = {"validation": _VALIDATION_SHARE, "train": 1.0 - _VALIDATION_SHARE}
+    parts = split_rows(texts, labels, shares)
     return Task(
         name,
         {"train": parts["train"], "validation": parts["validation"], "test": test},

@@ -41,7 +41,7 @@ def refused(path: pathlib.Path, **columns) -> str:
     with pytest.raises(UserError) as error:
         read_table(path, **columns)
     message = str(error.value)
-    start = f"cannot use the table {path}: "
+    start = f"cannot use {path}: "
     assert message.startswith(start)
     assert "\n" not in message
     return message.removeprefix(start)
@@ -215,7 +215,7 @@ def test_what_is_no_parquet_file_is_told(tmp_path: pathlib.Path) -> None:
         ),
         ("task,a,reward\nt,1,inf\n", "row 2 has 'inf' in 'reward'"),
         ("task,a,reward\nt,1,1e39\n", "row 2 has '1e39' in 'reward'"),
-        ('task,a,reward\nt,"1,1\n', "it cannot be read: "),
+        ('task,a,reward\nt,"1,1\n', "row 2 can't be read: "),
     ],
 )
 def test_faults_of_csv_files(tmp_path: pathlib.Path, text: str, fault: str) -> None:
@@ -229,10 +229,10 @@ def test_faults_of_names(tmp_path: pathlib.Path) -> None:
     for decisions in ([], ["rate", "rate"], ["rate", "reward"]):
         assert refused(path, decisions=decisions) == different
     assert refused(path, test="reward") == different
-    assert refused(tmp_path / "mine.txt") == "its name must end in .csv or .parquet"
+    assert refused(tmp_path / "mine.txt") == "its name must end in .csv, .tsv, .jsonl or .parquet"
     for name in ("none.csv", "none.parquet"):
         assert refused(tmp_path / name).startswith("it cannot be read: ")
-    assert refused(write(tmp_path, CSV, "utf-16")).startswith("it is not UTF-8 text: ")
+    assert refused(write(tmp_path, CSV, "utf-16")).startswith("row 1 is not UTF-8 text: ")
 
 
 def test_tables_that_are_too_large_are_refused(

@@ -32,7 +32,7 @@ _SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
         ("  tabs\tand\nlines ", "tabs and lines"),
         ("don't", "don t"),
         ("ÜBER Straße, ¿Qué?", "über straße qué"),
-        ("日本語。テスト", "日本語 テスト"),
+        ("日本語。テスト", "日 本 語 テ ス ト"),
         ("call 0845-021 now_or_never", "call 0845 021 now_or_never"),
         ("... :-) !", ""),
         ("", ""),
