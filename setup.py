@@ -26,6 +26,7 @@ setuptools.setup(
         "flax>=0.12.0",
         "importlib_resources>=6.4",  # tensorflow_datasets needs it and does not declare it
         "jax>=0.8.0",
+        "msgpack>=1.0.5",
         "numpy>=2.0",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.25",

