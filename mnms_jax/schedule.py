@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from mnms_jax.tasks.registry import check_tasks
 from mnms_jax.types import UserError
 
 _OPTIONS = ("replay", "frozen")
+_PHASE = re.compile(rf"(.+?):([1-9][0-9]*)((?::(?:{'|'.join(_OPTIONS)}))*)")
 
 
 class Phase(NamedTuple):
@@ -42,13 +44,14 @@ def parse_phase(text: str) -> Phase:
     Raises:
       UserError: it says something else.
     """
-    tasks, _, rest = text.partition(":")
-    number, *options = rest.split(":")
-    if not (tasks and number.isdecimal() and int(number) and set(options) <= set(_OPTIONS)):
+    found = _PHASE.fullmatch(text)
+    if not found:
         raise UserError(
             f"phase {text!r}: must be TASK+TASK:TRIALS, with :replay or :frozen behind it or not"
         )
-    return Phase(tuple(tasks.split("+")), int(number), *(name in options for name in _OPTIONS))
+    tasks, number, options = found.groups()
+    chosen = options.split(":")
+    return Phase(tuple(tasks.split("+")), int(number), *(name in chosen for name in _OPTIONS))
 
 
 def run_schedule(config: TransferConfig, phases: Sequence[Phase]) -> list[dict]:

@@ -89,7 +89,10 @@ def test_what_is_no_phase(text):
         parse_phase(text)
 
 
-@pytest.mark.parametrize("text", ["a:3", "a+b:12:replay", "a:1:frozen", "a:1:replay:frozen"])
+@pytest.mark.parametrize(
+    "text",
+    ["a:3", "a+b:12:replay", "a:1:frozen", "a:1:replay:frozen", "tfds:a/b?text=c+d:2:frozen"],
+)
 def test_phases_are_written_as_they_are_read(text):
     assert str(parse_phase(text)) == text
 

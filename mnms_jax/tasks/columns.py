@@ -4,9 +4,10 @@ import csv
 import io
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
+from mnms_jax.space import nearest
 from mnms_jax.types import UserError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -46,6 +47,24 @@ def read_columns(path: pathlib.Path) -> Columns:
         raise unusable(path, "it has no rows")
     typed = path.suffix in (".jsonl", ".parquet")
     return Columns(path, dict(zip(names, values, strict=True)), rows, typed)
+
+
+def parse_options(entry: str, query: str, known: Collection[str]) -> dict[str, str]:
+    """Returns what KEY=VALUE&KEY=VALUE says.
+
+    Args:
+      entry: of which it is a part, for messages.
+      query: may be empty.
+      known: the keys.
+
+    Raises:
+      UserError: it says something else.
+    """
+    options = dict(pair.partition("=")[::2] for pair in query.split("&")) if query else {}
+    for key, value in options.items():
+        if key not in known or not value:
+            raise UserError(f"task {entry!r}: {key!r} must be KEY=VALUE{nearest(key, known)}")
+    return options
 
 
 def unusable(path: pathlib.Path, fault: str) -> UserError:

@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from mnms_jax.space import nearest
-from mnms_jax.tasks.columns import Columns, read_columns, unusable
+from mnms_jax.tasks.columns import Columns, parse_options, read_columns, unusable
 from mnms_jax.tasks.text import deduplicate, normalize, split_rows
 from mnms_jax.types import Split, Task, UserError
 
@@ -58,16 +58,12 @@ def parse_file_task(entry: str) -> FileTask:
     """
     name, _, rest = entry.partition("=")
     path, _, query = rest.partition("?")
-    options = dict(pair.partition("=")[::2] for pair in query.split("&")) if query else {}
-    known = FileTask._fields[2:]
     if not (_NAME.fullmatch(name) and path):
         raise UserError(
             f"task {entry!r}: must be NAME=PATH, the name of letters, digits, hyphens and "
             "underscores"
         )
-    for key, value in options.items():
-        if key not in known or not value:
-            raise UserError(f"task {entry!r}: {key!r} must be KEY=VALUE{nearest(key, known)}")
+    options = parse_options(entry, query, FileTask._fields[2:])
     files = {
         key: pathlib.Path(options[key]).expanduser()
         for key in ("validation", "test")

@@ -22,12 +22,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from mnms_jax.space import nearest
+from mnms_jax.tasks.columns import parse_options
 from mnms_jax.tasks.text import deduplicate, split_rows
 from mnms_jax.types import Split, Task, UserError
 
 _VALIDATION_SHARE = 0.1
 _PROBE_SECONDS = 2.0
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
+_DATASET = re.compile(r"[\w-]+(/[\w.-]+)?")
 
 
 class TfdsSpec(NamedTuple):
@@ -38,7 +41,7 @@ class TfdsSpec(NamedTuple):
     label: str  # the feature with the class
     train: str  # the split to learn from; a part of it is held out for validation
     test: str  # the labelled split that becomes the test split
-    url: str  # what TFDS downloads first
+    url: str | None = None  # what TFDS downloads first; None: unknown, so nothing is downloaded
 
 
 TFDS_TASKS: dict[str, TfdsSpec] = {
@@ -51,6 +54,15 @@ TFDS_TASKS: dict[str, TfdsSpec] = {
         test="validation",
         url="https://dl.fbaipublicfiles.com/glue/data/SST-2.zip",
     ),
+    # Warstadt et al. (2018), Neural Network Acceptability Judgments; likewise in GLUE.
+    "cola": TfdsSpec(
+        dataset="glue/cola",
+        text="sentence",
+        label="label",
+        train="train",
+        test="validation",
+        url="https://dl.fbaipublicfiles.com/glue/data/CoLA.zip",
+    ),
     # Maas et al. (2011), Learning Word Vectors for Sentiment Analysis.
     "imdb": TfdsSpec(
         dataset="imdb_reviews/plain_text",
@@ -60,17 +72,63 @@ TFDS_TASKS: dict[str, TfdsSpec] = {
         test="test",
         url="http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
     ),
+    # Zhang et al. (2015), Character-level Convolutional Networks for Text Classification.
+    "ag_news": TfdsSpec(
+        dataset="ag_news_subset",
+        text="description",
+        label="label",
+        train="train",
+        test="test",
+        url="https://drive.google.com/uc?export=download&id=0Bz8a_Dbh9QhbUDNpeUdjb0wxRms",
+    ),
+    "yelp_polarity": TfdsSpec(
+        dataset="yelp_polarity_reviews/plain_text",
+        text="text",
+        label="label",
+        train="train",
+        test="test",
+        url="https://s3.amazonaws.com/fast-ai-nlp/yelp_review_polarity_csv.tgz",
+    ),
 }
+_PREFIX = "tfds:"
 
 
-def load_tfds_task(name: str, data_dir: str | None, packaged: Sequence[str]) -> Task:
+def is_tfds_task(entry: str) -> bool:
+    """Returns whether a task is of TFDS: a key of TFDS_TASKS, or tfds:NAME."""
+    return entry in TFDS_TASKS or entry.startswith(_PREFIX)
+
+
+def parse_tfds_task(entry: str) -> tuple[str, TfdsSpec]:
+    """Returns a task's name, and its names in TFDS.
+
+    Args:
+      entry: a key of TFDS_TASKS, or tfds:NAME or tfds:NAME/CONFIG for any data set, with
+        ?KEY=VALUE&KEY=VALUE behind it or not. Keys are the features text and label, and the splits
+        train and test, which are called so by default.
+
+    Raises:
+      UserError: it says something else.
+    """
+    if entry in TFDS_TASKS:
+        return entry, TFDS_TASKS[entry]
+    dataset, _, query = entry.removeprefix(_PREFIX).partition("?")
+    if not (entry.startswith(_PREFIX) and _DATASET.fullmatch(dataset)):
+        known = ", ".join(sorted(TFDS_TASKS))
+        raise UserError(f"unknown TFDS task {entry!r}: choose from {known}, or tfds:NAME/CONFIG")
+    names = {key: key for key in ("text", "label", "train", "test")}
+    return dataset.replace("/", "-"), TfdsSpec(
+        dataset, **names | parse_options(entry, query, names)
+    )
+
+
+def load_tfds_task(entry: str, data_dir: str | None, packaged: Sequence[str]) -> Task:
     """Loads a data set, downloading it first where it is missing and there is a network.
 
     Repeats are removed from train, and so are its texts that are in test too; then a tenth of
     train is held out as validation. The test split is left as published.
 
     Args:
-      name: a key of TFDS_TASKS.
+      entry: see `parse_tfds_task`.
       data_dir: where TFDS keeps its data; None means $TFDS_DATA_DIR or ~/tensorflow_datasets.
       packaged: names of tasks that need no network, to be offered where this one is not to be had.
 
@@ -78,12 +136,10 @@ def load_tfds_task(name: str, data_dir: str | None, packaged: Sequence[str]) -> 
       The task, with the splits train, validation and test, of texts [N] and labels int32 [N].
 
     Raises:
-      UserError: the name is unknown, or the data are missing and cannot be downloaded, or the
-        prepared folder is broken.
+      UserError: the name is unknown, or the data are missing and cannot be downloaded, or lack a
+        feature, or the prepared folder is broken.
     """
-    if name not in TFDS_TASKS:
-        raise UserError(f"unknown TFDS task {name!r}: choose from {', '.join(sorted(TFDS_TASKS))}")
-    spec = TFDS_TASKS[name]
+    name, spec = parse_tfds_task(entry)
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = pathlib.Path(data_dir or default).expanduser().absolute()
     folder = _find_prepared(spec, root) or _download(spec, root, packaged)
@@ -110,7 +166,9 @@ def _find_prepared(spec: TfdsSpec, root: pathlib.Path) -> pathlib.Path | None:
 
 def _fault(spec: TfdsSpec, folder: pathlib.Path) -> str | None:
     """Says what keeps a version's folder from being read, or None if its files are all there."""
-    needed = ("dataset_info.json", "features.json", f"{spec.label}.labels.txt")
+    needed = ["dataset_info.json", "features.json"]
+    if spec in TFDS_TASKS.values():  # whose classes have names
+        needed.append(f"{spec.label}.labels.txt")
     missing = [name for name in needed if not (folder / name).exists()]
     if missing:
         return f"{', '.join(missing)} missing"
@@ -183,7 +241,8 @@ def _how_to_prepare(
 
 def _download(spec: TfdsSpec, root: pathlib.Path, packaged: Sequence[str]) -> pathlib.Path:
     """Downloads and prepares a data set, and returns its folder."""
-    reason, cause = _why_unreachable(spec.url), None
+    reason = _why_unreachable(spec.url) if spec.url is not None else "it isn't known where from"
+    cause: Exception | None = None
     if reason is None:
         logging.info("downloading %s into %s", spec.dataset, root)
         try:
@@ -233,20 +292,44 @@ def _read(spec: TfdsSpec, folder: pathlib.Path) -> tuple[Split, Split, tuple[str
         import tensorflow_datasets as tfds
 
         builder = tfds.builder_from_directory(folder, file_format="array_record")
-        class_names = tuple(builder.info.features[spec.label].names)
+        features = builder.info.features
         sources = builder.as_data_source(split=[spec.train, spec.test])
         train, test = (source.__getitems__(list(range(len(source)))) for source in sources)
     except Exception as error:  # TFDS and array_record raise many kinds for damaged files
         raise _broken(folder, f"{type(error).__name__}: {error}") from error
+    for name in (spec.text, spec.label):
+        if name not in features:
+            raise UserError(
+                f"the data set in {folder} has no feature {name!r}{nearest(name, features)}"
+            )
+    if not isinstance(features[spec.text], tfds.features.Text):
+        raise UserError(
+            f"{spec.text!r} of the data set in {folder} is {features[spec.text]}, no text"
+        )
+    labels = [[_plain(row[spec.label]) for row in rows] for rows in (train, test)]
+    found = {*labels[0], *labels[1]}
+    names = getattr(features[spec.label], "names", None)
     # A record file that was cut short gives None for all features.
-    if any(row[spec.label] not in range(len(class_names)) for row in [*train, *test]):
+    if None in found or (names and not found <= set(range(len(names)))):
         raise _broken(folder, "some rows have no label; are its record files complete?")
-    return _to_split(spec, train), _to_split(spec, test), class_names
+    if names is None:
+        values = sorted(found)
+        names = [str(value) for value in values]
+        labels = [[values.index(label) for label in own] for own in labels]
+    texts = [
+        tuple(row[spec.text].decode("utf-8", errors="replace") for row in rows)
+        for rows in (train, test)
+    ]
+    train, test = (
+        Split(own, np.array(ids, np.int32)) for own, ids in zip(texts, labels, strict=True)
+    )
+    return train, test, tuple(names)
 
 
-def _to_split(spec: TfdsSpec, rows: Sequence[dict[str, Any]]) -> Split:
-    texts = tuple(row[spec.text].decode("utf-8", errors="replace") for row in rows)
-    return Split(texts, np.array([row[spec.label] for row in rows], dtype=np.int32))
+def _plain(label: Any) -> Any:
+    """Returns a label as Python's own: TFDS has NumPy's, and bytes for texts."""
+    label = label.item() if isinstance(label, np.generic) else label
+    return label.decode("utf-8", errors="replace") if isinstance(label, bytes) else label
 
 
 def _to_task(name: str, train: Split, test: Split, class_names: tuple[str, ...]) -> Task:
