@@ -3,13 +3,21 @@
 The texts are made up; the label is decided by the sentiment words in them.
 """
 
+import collections
 import itertools
 import pathlib
 import random
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import pytest
 
+from mnms_jax.tasks import tfds as tfds_tasks
+from mnms_jax.types import Split, Task, UserError
+
+NUM_ROWS = 100  # of the tests that share a folder
+PACKAGED = ("newsgroups", "reviews")
 Rows = list[tuple[str | bytes, int]]
 
 _WORDS = {
@@ -141,3 +149,27 @@ def write_imdb(data_dir: pathlib.Path | str, num_rows: int = 200) -> None:
         for split, rows in imdb_rows(num_rows).items()
     }
     _write(data_dir, "imdb_reviews/plain_text", "1.0.0", features, examples, "array_record")
+
+
+def refused_url() -> str:
+    """Returns an address that nobody answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}/file.zip"
+
+
+def load(name: str, path: pathlib.Path) -> Task:
+    """Returns a task."""
+    return tfds_tasks.load_tfds_task(name, str(path), PACKAGED)
+
+
+def failure(name: str, path: pathlib.Path) -> str:
+    """Returns why a task can't be had."""
+    with pytest.raises(UserError) as caught:
+        load(name, path)
+    return str(caught.value)
+
+
+def pairs(split: Split) -> collections.Counter[tuple[str, int]]:
+    """Returns the rows, in no order."""
+    return collections.Counter(zip(split.texts, split.labels.tolist(), strict=True))
