@@ -85,7 +85,10 @@ def define_flags(config_class: type[Config] = Config, **defaults: Any) -> None:
         else:
             flags.DEFINE_string(name, default, help_text)
     flags.DEFINE_enum(
-        "preset", None, list(PUBLISHED), "A published controller; other flags change parts of it."
+        "preset",
+        defaults.get("preset"),
+        list(PUBLISHED),
+        "A published controller; other flags change parts of it.",
     )
     flags.DEFINE_boolean(
         "distributed", False, "Join the processes that run the same command on other hosts."
