@@ -49,8 +49,11 @@ from mnms_jax.tasks.registry import load_tasks
 from mnms_jax.tasks.text import task_traits
 from mnms_jax.tracking import Tracker
 from mnms_jax.training.fit import Request, Trainer
-from mnms_jax.transfer import make_transfer_search
+from mnms_jax.transfer import make_transfer_search, task_similarity
 from mnms_jax.types import ChildFamily, Policy, Task, UserError
+
+# How unlike a task may be to what the controller saw of it: some rows may have been added.
+_SAME_DATA = 0.01
 
 
 class Bench(NamedTuple):
@@ -78,6 +81,9 @@ def make_bench(config: Config) -> Bench:
         logging.warning("searching without glove50: %s", error)
     for name, file in config.embedding_files.items():
         vectors[name] = load_word_vectors(os.path.expanduser(file))
+    for task in tasks:
+        if task.name in vectors:
+            raise UserError(f"a task and an embedding are called {task.name!r}; rename one of them")
     lengths = {name: table.vectors.shape[1] for name, table in vectors.items()}
     family = make_text_family(config.space, lengths)
     inputs = TextInputs(tasks, PRESETS[config.space], vectors)
@@ -105,9 +111,16 @@ def _load_sources(config: Config, bench: Bench) -> SavedController | None:
         return None
     path = pathlib.Path(config.from_).expanduser()
     sources = load_sources(path, bench.family.space, config.new_names)
+    known = dict(zip(sources.task_names, sources.traits, strict=True))
     for task in bench.tasks:
-        if task.name in sources.task_names:
-            logging.info("%s goes on: the controller was trained on it", task.name)
+        if task.name not in known:
+            continue
+        if task_similarity(task_traits(task), known[task.name]) < -_SAME_DATA:
+            raise UserError(
+                f"{path} was trained on another task called {task.name!r}: the data differ; "
+                "call yours otherwise"
+            )
+        logging.info("%s goes on: the controller was trained on it", task.name)
     return sources
 
 

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mnms_jax.space import nearest
@@ -15,11 +15,12 @@ SUFFIXES_LISTED = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 
 
 class Columns(NamedTuple):
-    """A file's columns by name, of N values each, None where there is none."""
+    """A file's columns."""
 
     path: pathlib.Path
-    values: dict[str, list[Any]]
-    rows: Sequence[int]  # N numbers that tell the rows in messages: lines, if the file has any
+    names: Sequence[str]  # as the file has them: there may be repeated and empty ones
+    values: Mapping[str, list[Any]]  # by name, N each, None where there is none
+    rows: Sequence[int]  # N numbers that tell the rows in messages: first lines, if there are lines
     typed: bool  # False: all values are texts
 
 
@@ -31,22 +32,15 @@ def read_columns(path: pathlib.Path) -> Columns:
 
     Raises:
       UserError: the file is missing, malformed or without any row; the message tells which row.
+        Of Parquet, values that Python can't hold are told when they are looked up.
     """
     if path.suffix not in SUFFIXES:
         raise unusable(path, f"its name must end in {SUFFIXES_LISTED}")
-    if path.suffix == ".parquet":
-        names, values, rows = _read_parquet(path)
-    elif path.suffix == ".jsonl":
-        names, values, rows = _read_json_lines(path)
-    else:
-        names, values, rows = _read_lines(path)
-    for name in names:
-        if names.count(name) > 1 or not name:
-            raise unusable(path, f"each column needs a name of its own, not {name!r}")
+    readers = {".parquet": _read_parquet, ".jsonl": _read_json_lines}
+    names, values, rows = readers.get(path.suffix, _read_lines)(path)
     if not rows:
         raise unusable(path, "it has no rows")
-    typed = path.suffix in (".jsonl", ".parquet")
-    return Columns(path, dict(zip(names, values, strict=True)), rows, typed)
+    return Columns(path, names, values, rows, typed=path.suffix in readers)
 
 
 def parse_options(entry: str, query: str, known: Collection[str]) -> dict[str, str]:
@@ -62,8 +56,10 @@ def parse_options(entry: str, query: str, known: Collection[str]) -> dict[str, s
     """
     options = dict(pair.partition("=")[::2] for pair in query.split("&")) if query else {}
     for key, value in options.items():
-        if key not in known or not value:
-            raise UserError(f"task {entry!r}: {key!r} must be KEY=VALUE{nearest(key, known)}")
+        if key not in known:
+            raise UserError(f"task {entry!r}: {key!r} is unknown{nearest(key, known)}")
+        if not value:
+            raise UserError(f"task {entry!r}: {key!r} must be {key}=VALUE")
     return options
 
 
@@ -72,7 +68,7 @@ def unusable(path: pathlib.Path, fault: str) -> UserError:
     return UserError(f"cannot use {path}: {fault}")
 
 
-_Read = tuple[list[str], list[list[Any]], Sequence[int]]  # names, values, rows
+_Read = tuple[list[str], Mapping[str, list[Any]], Sequence[int]]  # see Columns
 
 
 def _read_lines(path: pathlib.Path) -> _Read:
@@ -83,21 +79,23 @@ def _read_lines(path: pathlib.Path) -> _Read:
         reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
         reader = csv.reader(lines, strict=True)
+    row = 1
     try:
         header = [name.strip() for name in next(reader, [])]
         if not header:
             raise unusable(path, "its first line must name the columns")
-        for fields in reader:
+        while (row := reader.line_num + 1) and (fields := next(reader, None)) is not None:
             if not fields:
                 continue  # an empty line
             if len(fields) != len(header):
                 fault = f"{len(fields)} fields where the header has {len(header)}"
-                raise unusable(path, f"row {reader.line_num} has {fault}")
-            rows.append(reader.line_num)
+                raise unusable(path, f"row {row} has {fault}")
+            rows.append(row)
             values.append([field.strip() for field in fields])
     except csv.Error as error:
-        raise unusable(path, f"row {reader.line_num} can't be read: {error}") from error
-    return header, [list(column) for column in zip(*values, strict=True)], rows
+        raise unusable(path, f"row {row} can't be read: {error}") from error
+    columns = zip(*values, strict=True)
+    return header, dict(zip(header, map(list, columns), strict=bool(rows))), rows
 
 
 def _read_json_lines(path: pathlib.Path) -> _Read:
@@ -115,7 +113,7 @@ def _read_json_lines(path: pathlib.Path) -> _Read:
         rows.append(number)
         objects.append(found)
     names = list(dict.fromkeys(name for found in objects for name in found))
-    return names, [[found.get(name) for found in objects] for name in names], rows
+    return names, {name: [found.get(name) for found in objects] for name in names}, rows
 
 
 def _read_parquet(path: pathlib.Path) -> _Read:
@@ -128,8 +126,28 @@ def _read_parquet(path: pathlib.Path) -> _Read:
             table = pyarrow.parquet.read_table(content)
     except (OSError, pyarrow.ArrowException) as error:
         raise unusable(path, f"it cannot be read: {' '.join(str(error).split())}") from error
-    columns = [column.to_pylist() for column in table.columns]
-    return table.column_names, columns, range(1, table.num_rows + 1)
+    return table.column_names, _ParquetColumns(path, table), range(1, table.num_rows + 1)
+
+
+class _ParquetColumns(Mapping):
+    """A table's columns, made lists when they are looked up: many files hold more than is used."""
+
+    def __init__(self, path: pathlib.Path, table: Any):
+        self._path, self._table = path, table
+
+    def __getitem__(self, name: str) -> list[Any]:
+        index = self._table.column_names.index(name)
+        try:
+            return self._table.column(index).to_pylist()
+        except (ValueError, OverflowError) as error:  # pyarrow's own are ValueErrors
+            fault = f"its column {name!r} cannot be read: {' '.join(str(error).split())}"
+            raise unusable(self._path, fault) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table.column_names)
+
+    def __len__(self) -> int:
+        return len(self._table.column_names)
 
 
 def _content(path: pathlib.Path) -> str:

@@ -3,6 +3,7 @@
 import math
 import pathlib
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,8 +26,9 @@ _LABEL_NAMES = (
 )
 _SHARE = 0.1  # of the rows, for validation and for test where they have no file of their own
 _MOST_CHARACTERS = 1 << 17  # of a text, as in Python's reader of CSV
-_NAME = re.compile(r"[\w-]+")
-_NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d*)?")
+_NAME = re.compile(r"[\w-]{1,64}")
+_INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]{0,14})(\.0*)?")
+_NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]*)?")
 
 
 class FileTask(NamedTuple):
@@ -45,7 +47,6 @@ class _Rows(NamedTuple):
 
     texts: list[str]
     labels: list[str]
-    num_unlabelled: int  # rows left out
 
 
 def parse_file_task(entry: str) -> FileTask:
@@ -60,16 +61,19 @@ def parse_file_task(entry: str) -> FileTask:
     path, _, query = rest.partition("?")
     if not (_NAME.fullmatch(name) and path):
         raise UserError(
-            f"task {entry!r}: must be NAME=PATH, the name of letters, digits, hyphens and "
-            "underscores"
+            f"task {entry!r}: must be NAME=PATH, the name of up to 64 letters, digits, hyphens "
+            "and underscores"
         )
     options = parse_options(entry, query, FileTask._fields[2:])
-    files = {
-        key: pathlib.Path(options[key]).expanduser()
-        for key in ("validation", "test")
-        if key in options
-    }
-    train = pathlib.Path(path).expanduser()
+    try:
+        files = {
+            key: pathlib.Path(options[key]).expanduser()
+            for key in ("validation", "test")
+            if key in options
+        }
+        train = pathlib.Path(path).expanduser()
+    except RuntimeError as error:  # the home of a user that isn't there
+        raise UserError(f"task {entry!r}: {error}") from error
     return FileTask(name, train, **files, text=options.get("text"), label=options.get("label"))
 
 
@@ -77,12 +81,14 @@ def load_file_task(spec: FileTask) -> Task:
     """Reads a task from files.
 
     Rows without a label are left out. Of those to learn from, so are texts without a word, repeats,
-    texts with contradictory labels, and what validation and test have too; the log says how many.
-    What has no file of its own is a tenth of each class, always the same one.
+    texts with contradictory labels, and what validation and test have too; of validation, what test
+    has too. The log says how many. What has no file of its own is a tenth of each class, always the
+    same one.
 
     Args:
-      spec: of the task; files as `read_columns` takes them. Labels may be of any type: classes are
-        in the order of numbers if all are such, else of texts.
+      spec: of the task; files as `read_columns` takes them. Labels are texts, numbers, or true and
+        false, by whose values classes are named: 1, 1.0 and "1" are the same. Classes are in the
+        order of numbers if all are such, else of texts.
 
     Raises:
       UserError: a file or a column is missing or malformed, or there is too little to learn from.
@@ -94,25 +100,34 @@ def load_file_task(spec: FileTask) -> Task:
     }
     names = _class_names([label for rows in parts.values() for label in rows.labels])
     index = {name: number for number, name in enumerate(names)}
-    ids = {part: [index[label] for label in rows.labels] for part, rows in parts.items()}
+    unseen = sorted({*names} - {*parts["train"].labels})
+    if unseen:
+        logging.warning("%s: nothing to learn %s from in %s", spec.name, unseen, spec.train)
     splits = {
-        part: Split(tuple(rows.texts), np.array(ids[part], np.int32))
+        part: Split(tuple(rows.texts), np.array([index[x] for x in rows.labels], np.int32))
         for part, rows in parts.items()
-        if part != "train"
     }
-    found = parts["train"]
-    texts, labels = deduplicate(found.texts, ids["train"], list(splits.values()))
+    found = splits.pop("train")
+    if {*splits} == {"validation", "test"}:
+        splits["validation"] = _without(splits["validation"], splits["test"], spec)
+    # In an order of their own, so that which of several repeats stays depends on the texts alone.
+    pairs = sorted(zip(found.texts, found.labels.tolist(), strict=True))
+    texts, labels = deduplicate(
+        [text for text, _ in pairs], [label for _, label in pairs], list(splits.values())
+    )
     wordless = sum(not normalize(text) for text in found.texts)
     logging.info(
-        "%s: %d classes; %d of %d rows of %s are kept: %d have no label, %d no word, %d repeat or "
-        "contradict others",
-        *(spec.name, len(names), len(texts), len(found.texts) + found.num_unlabelled, spec.train),
-        *(found.num_unlabelled, wordless, len(found.texts) - wordless - len(texts)),
+        "%s: %d classes; %d labelled rows of %d are kept to learn from; %d have no word, %d repeat "
+        "or contradict others, or are in validation or test too",
+        *(spec.name, len(names), len(texts), len(found.texts), wordless),
+        len(found.texts) - wordless - len(texts),
     )
+    if not texts:
+        raise unusable(spec.train, "none of its texts is left to learn from, see the log")
     shares = {part: _SHARE for part in ("validation", "test") if part not in splits}
     shares["train"] = 1 - sum(shares.values())
     splits |= split_rows(texts, labels, shares, stratify=True)
-    for part in ("train", "validation", "test"):
+    for part in shares:
         if not splits[part].texts:
             raise unusable(
                 spec.train,
@@ -124,15 +139,32 @@ def load_file_task(spec: FileTask) -> Task:
     return Task(spec.name, {part: splits[part] for part in ("train", "validation", "test")}, names)
 
 
+def _without(validation: Split, test: Split, spec: FileTask) -> Split:
+    """Returns validation without what test has too.
+
+    Raises:
+      UserError: nothing is left.
+    """
+    tested = {normalize(text) for text in test.texts}
+    rows = [row for row, text in enumerate(validation.texts) if normalize(text) not in tested]
+    dropped = len(validation.texts) - len(rows)
+    if dropped:
+        logging.warning("%s: %d texts of validation are in test too", spec.name, dropped)
+    if not rows:
+        assert spec.validation is not None
+        raise unusable(spec.validation, f"all its texts are in {spec.test} too")
+    return Split(tuple(validation.texts[row] for row in rows), validation.labels[rows])
+
+
 def _read_rows(spec: FileTask, path: pathlib.Path) -> _Rows:
     columns = read_columns(path)
     text_name = _find_column(columns, "text", spec.text, _TEXT_NAMES)
     label_name = _find_column(columns, "label", spec.label, _LABEL_NAMES)
     if text_name == label_name:
         raise unusable(path, f"text and label can't both be the column {text_name!r}")
+    values = columns.values[text_name], columns.values[label_name]
     texts, labels = [], []
-    of_row = zip(columns.rows, columns.values[text_name], columns.values[label_name], strict=True)
-    for row, found, label in of_row:
+    for row, found, label in zip(columns.rows, *values, strict=True):
         text = "" if found is None else found
         if not isinstance(text, str):
             raise unusable(path, f"row {row} has {text!r} in {text_name!r}; a text is needed")
@@ -144,26 +176,44 @@ def _read_rows(spec: FileTask, path: pathlib.Path) -> _Rows:
         if not isinstance(label, str | int | float):
             fault = f"row {row} has {label!r} in {label_name!r}"
             raise unusable(path, f"{fault}; a text, a number, or true or false is needed")
-        if name := str(label).strip():
-            texts.append(text)
+        name = _class_name(label)
+        try:
+            f"{text}{name}".encode()
+        except UnicodeEncodeError as error:
+            raise unusable(path, f"row {row} has half a character: {error.reason}") from error
+        if name:
+            texts.append(unicodedata.normalize("NFC", text))
             labels.append(name)
-    return _Rows(texts, labels, len(columns.rows) - len(labels))
+    if not labels:
+        raise unusable(path, f"none of its {len(columns.rows)} rows has a label in {label_name!r}")
+    logging.info(
+        "%s: texts are %r and labels %r of %s; %d of %d rows have a label",
+        *(spec.name, text_name, label_name, path, len(labels), len(columns.rows)),
+    )
+    return _Rows(texts, labels)
+
+
+def _class_name(label: str | float) -> str:
+    """Returns what a label is called: the same for a value, whatever the file makes of it."""
+    name = unicodedata.normalize("NFC", str(label).strip())
+    if name.lower() in ("true", "false"):
+        return name.lower()
+    return str(int(float(name))) if _INTEGER.fullmatch(name) else name
 
 
 def _find_column(columns: Columns, what: str, name: str | None, guesses: Sequence[str]) -> str:
-    if name is not None:
-        if name not in columns.values:
-            known = nearest(name, columns.values)
-            raise unusable(columns.path, f"it has no column {name!r}{known}")
-        return name
-    by_lower = {column.lower(): column for column in reversed(columns.values)}
-    for guess in guesses:
-        if guess in by_lower:
-            return by_lower[guess]
-    raise unusable(
-        columns.path,
-        f"which of its columns {', '.join(columns.values)} is the {what}? Say ?{what}=COLUMN",
-    )
+    if name is None:
+        by_lower = {column.lower(): column for column in reversed(columns.names)}
+        name = next((by_lower[guess] for guess in guesses if guess in by_lower), None)
+    if name is None:
+        known = ", ".join(columns.names)
+        fault = f"which of its columns {known} is the {what}? Say ?{what}=COLUMN"
+        raise unusable(columns.path, fault)
+    if name not in columns.names:
+        raise unusable(columns.path, f"it has no column {name!r}{nearest(name, columns.names)}")
+    if columns.names.count(name) > 1:
+        raise unusable(columns.path, f"several of its columns are called {name!r}; rename them")
+    return name
 
 
 def _class_names(labels: Sequence[str]) -> tuple[str, ...]:

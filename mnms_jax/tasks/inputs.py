@@ -24,6 +24,7 @@ from mnms_jax.tasks.text import (
     fit_encoder,
     make_batch,
 )
+from mnms_jax.training.program import BATCH_SIZE
 from mnms_jax.types import Array, ChildData, ChildSpec, Task
 
 _T = TypeVar("_T")
@@ -57,7 +58,8 @@ class TextInputs:
         self._vectors = vectors
         self._length = common_length([task.splits["train"] for task in tasks], sizes.length)
         self._num_rows = {
-            "train": max(len(task.splits["train"].labels) for task in tasks),
+            # Whole batches are looked at, whatever there is to learn from.
+            "train": max(BATCH_SIZE, *(len(task.splits["train"].labels) for task in tasks)),
             "validation": max(len(task.splits["validation"].labels) for task in tasks),
         }
         self._kept: dict[Hashable, Any] = {}

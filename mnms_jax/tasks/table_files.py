@@ -53,6 +53,9 @@ def read_table(
     """
     path = pathlib.Path(path)
     file = read_columns(path)
+    for name in file.names:
+        if file.names.count(name) > 1 or not name:
+            raise unusable(path, f"each column needs a name of its own, not {name!r}")
     others = [task, reward] if test is None else [task, reward, test]
     names = [n for n in file.values if n not in others] if decisions is None else [*decisions]
     for name in [*others, *names]:

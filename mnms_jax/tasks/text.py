@@ -34,6 +34,7 @@ def _patterns() -> tuple[re.Pattern, re.Pattern]:
     What Python takes for letters lacks marks that combine with them, as the vowel signs of Hindi.
     """
     marks = "".join(c for c in map(chr, range(0x20000)) if unicodedata.category(c).startswith("M"))
+    marks += "\u200c\u200d\u00ad"  # joiners within words, and hyphens that aren't shown
     letters = rf"[^\W{_SPACELESS}]+"
     word = rf"{letters}(?:[{marks}]+(?:{letters})?)*|(?=\w)[{_SPACELESS}][{marks}]*"
     return re.compile(word), re.compile(rf"{word}|[^\w\s{marks}]")

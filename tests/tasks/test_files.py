@@ -1,6 +1,7 @@
 import csv
 import json
 import pathlib
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from absl import logging
 import mnms_jax
 from mnms_jax.tasks.files import FileTask, load_file_task, parse_file_task
 from mnms_jax.tasks.text import find_words, normalize
+from mnms_jax.training.fit import Request
 from mnms_jax.types import Task, UserError
 
 ROWS = [(f"good number {i}", "pos") for i in range(60)]
@@ -88,9 +90,24 @@ def test_validation_and_test_may_have_files_of_their_own(tmp_path: pathlib.Path)
     learned = task.splits["train"].texts + task.splits["validation"].texts
     assert sorted(learned) == sorted(text for text, _ in ROWS)
     assert len(task.splits["validation"].texts) == 9
-    both = load(train, test=test, validation=test)
-    assert len(both.splits["train"].texts) == len(ROWS)
-    assert both.splits["validation"].texts == both.splits["test"].texts
+    held = write(tmp_path / "held.csv", [*rows, ("good number 0", "pos")], ["text", "label"])
+    both = load(train, test=test, validation=held)
+    assert both.splits["validation"].texts == ("good number 0",)  # the others are in test
+    assert len(both.splits["train"].texts) == len(ROWS) - 1
+    with pytest.raises(UserError, match=f"cannot use {test}: all its texts are in {test} too"):
+        load(train, test=test, validation=test)
+    assert refused(train, test=train) == "none of its texts is left to learn from, see the log"
+
+
+def test_classes_that_are_not_learned_are_told(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: told.append(text % args))
+    train = write(tmp_path / "train.csv", ROWS, ["text", "label"])
+    test = write(tmp_path / "test.csv", [("one more", "new")], ["text", "label"])
+    load(train, test=test)
+    assert told == [f"mine: nothing to learn ['new'] from in {train}"]
 
 
 def test_rows_that_teach_nothing_are_left_out_and_counted(
@@ -99,23 +116,43 @@ def test_rows_that_teach_nothing_are_left_out_and_counted(
     rows = [*ROWS, *ROWS[:4], ("Good, number 0", "neg"), ("", "pos"), ("?!", "pos")]
     rows += [("no label", ""), ("nor here", "  ")]
     load(write(tmp_path / "mine.csv", rows, ["text", "label"]))
-    (line,) = lines
-    assert line.startswith("mine: 2 classes; 89 of 99 rows of ")
-    assert line.endswith("are kept: 2 have no label, 2 no word, 6 repeat or contradict others")
+    path = tmp_path / "mine.csv"
+    labelled, kept = lines
+    assert labelled == (
+        f"mine: texts are 'text' and labels 'label' of {path}; 97 of 99 rows have a label"
+    )
+    assert kept == (
+        "mine: 2 classes; 89 labelled rows of 97 are kept to learn from; 2 have no word, 6 repeat "
+        "or contradict others, or are in validation or test too"
+    )
+
+
+def test_repeats_are_found_however_they_are_encoded_and_ordered(tmp_path: pathlib.Path) -> None:
+    rows = [(f"café {i}", "é") for i in range(30)] + [(f"thé {i}", "b") for i in range(30)]
+    again = [tuple(unicodedata.normalize("NFD", x) for x in (f"{t}!", name)) for t, name in rows]
+    tasks = [
+        load(write(tmp_path / f"{i}.csv", both, ["text", "label"]))
+        for i, both in enumerate(([*rows, *again], [*again, *rows][::-1]))
+    ]
+    assert tasks[0].class_names == ("b", "é")
+    assert sum(len(split.texts) for split in tasks[0].splits.values()) == len(rows)
+    for part, split in tasks[0].splits.items():
+        assert split.texts == tasks[1].splits[part].texts
 
 
 @pytest.mark.parametrize(
     ("labels", "names"),
     [
         ([3, 1, 10], ("1", "3", "10")),
-        ([0.5, -2.0, 10.0], ("-2.0", "0.5", "10.0")),
-        ([True, False, True], ("False", "True")),
+        ([0.5, -2.0, 10.0], ("-2", "0.5", "10")),
+        ([True, False, True], ("false", "true")),
+        (["1", "1.0", "01"], ("01", "1")),
         (["b", "10", "9"], ("10", "9", "b")),
         (["ja", "no", "<script>"], ("<script>", "ja", "no")),
     ],
 )
 def test_labels_of_any_type(tmp_path: pathlib.Path, labels: list, names: tuple[str, ...]) -> None:
-    rows = [(f"word{i} of {label}", label) for i in range(10) for label in labels]
+    rows = [(f"word{i} of {n}", label) for i in range(10) for n, label in enumerate(labels)]
     for suffix in (".jsonl", ".parquet", ".csv"):
         path = write(tmp_path / f"mine{suffix}", rows, ["text", "label"])
         assert load(path).class_names == names
@@ -149,9 +186,11 @@ def test_what_a_flag_says_of_a_file(tmp_path: pathlib.Path) -> None:
         ("a/b=c.csv", "must be NAME=PATH"),
         ("=c.csv", "must be NAME=PATH"),
         ("mine=", "must be NAME=PATH"),
-        ("mine=c.csv?tekst=a", "'tekst' must be KEY=VALUE; did you mean 'test'?"),
-        ("mine=c.csv?text", "'text' must be KEY=VALUE"),
-        ("mine=c.csv?train=a", "'train' must be KEY=VALUE"),
+        (f"{'x' * 65}=c.csv", "must be NAME=PATH"),
+        ("mine=c.csv?tekst=a", "'tekst' is unknown; did you mean 'test'?"),
+        ("mine=c.csv?text", "'text' must be text=VALUE"),
+        ("mine=c.csv?train=a", "'train' is unknown"),
+        ("mine=~nobody-here/c.csv", "Could not determine home directory"),
     ):
         with pytest.raises(UserError) as error:
             parse_file_task(entry)
@@ -186,7 +225,11 @@ _HEADER = b"text,label\n"
         ("mine.csv", _HEADER + b"a,b\ncaf\xe9,b\n", "row 3 is not UTF-8 text: "),
         ("mine.csv", "text,label\n".encode("utf-16"), "row 1 is not UTF-8 text: "),
         ("mine.csv", _HEADER + b"a,b\n" + b"x" * 200_000 + b",b\n", "row 3 can't be read: field "),
-        ("mine.csv", _HEADER + b'a,b\n"c,b\n', "row 3 can't be read: unexpected end"),
+        ("mine.csv", _HEADER + b'a,b\n"c,b\nd,b\n', "row 3 can't be read: unexpected end"),
+        ("mine.csv", _HEADER + b'"a\nb",c\nd\n', "row 4 has 1 fields where the header has 2"),
+        ("mine.csv", _HEADER + b"a,\nb, \n", "none of its 2 rows has a label in 'label'"),
+        ("mine.csv", b"text,label,text\na,b,c\n", "several of its columns are called 'text'"),
+        ("mine.jsonl", b'{"text": "\\ud800", "label": 1}\n', "row 1 has half a character: "),
         ("mine.csv", _HEADER + b"a,b\nc,b\n", "its 2 different texts in 1 classes leave nothing"),
         ("mine.jsonl", b'{"text": "a"}\nno\n', "row 2 is no JSON: "),
         ("mine.jsonl", b"[" * 100_000, "row 1 is no JSON: "),
@@ -214,6 +257,33 @@ def test_faults_of_files(
     assert refused(path).startswith(fault)
 
 
+def test_columns_that_are_not_used_do_no_harm(tmp_path: pathlib.Path) -> None:
+    rows = [(str(i), text, label, "x", "y") for i, (text, label) in enumerate(ROWS)]
+    path = write(tmp_path / "mine.csv", rows, ["", "text", "label", "a", "a"])
+    assert load(path).num_classes == 2
+    columns = {
+        "text": [text for text, _ in ROWS],
+        "label": [label for _, label in ROWS],
+        "when": pa.array(range(1, len(ROWS) + 1), pa.timestamp("ns")),  # not to be had in Python
+    }
+    path = tmp_path / "mine.parquet"
+    pa.parquet.write_table(pa.table(columns), path)
+    assert load(path).num_classes == 2
+    assert refused(path, label="when").startswith("its column 'when' cannot be read: ")
+
+
+def test_a_handful_of_texts_is_enough_to_train_on(tmp_path: pathlib.Path) -> None:
+    task = load(write(tmp_path / "mine.csv", [*ROWS[:12], *ROWS[60:72]], ["text", "label"]))
+    assert [len(split.texts) for split in task.splits.values()] == [20, 2, 2]
+    family = mnms_jax.make_text_family("cpu", {})
+    inputs = mnms_jax.TextInputs([task], mnms_jax.PRESETS["cpu"], {})
+    trainer = mnms_jax.Trainer(family, inputs.child_data, num_classes=2)
+    first = {decision.name: decision.choices[0] for decision in family.space.decisions}
+    request = Request(0, "mine", 0, {**first, "convolution": True, "samples": 10_000})
+    ((_, result),) = trainer.train([request])
+    assert result.reward == 1.0  # the label is one of the words
+
+
 def test_null_characters_and_byte_order_marks_are_read(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "mine.csv"
     body = "".join(f"{text}\0 end,{label}\r\n" for text, label in ROWS)
@@ -235,6 +305,7 @@ def test_null_characters_and_byte_order_marks_are_read(tmp_path: pathlib.Path) -
         ("안녕 세상", ["안녕", "세상"]),  # Korean has spaces
         ("привет", ["привет"]),
         ("\u2764\ufe0f", []),
+        ("क्\u200dषमा", ["क्\u200dषमा"]),
     ],
 )
 def test_words_in_any_script(text: str, words: list[str]) -> None:

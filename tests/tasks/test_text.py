@@ -248,16 +248,16 @@ def test_all_tasks_share_shapes_and_padding_is_never_counted():
     assert jax.tree.map(jnp.shape, first) == jax.tree.map(jnp.shape, second)
     assert (int(first.num_train), int(second.num_train)) == (30, 90)
     assert (int(first.num_classes), inputs.num_classes) == (2, 4)
-    # Training rows, padding, then rows to evaluate on, and padding again.
-    assert (int(first.first_evaluation), int(first.num_evaluation)) == (90, 10)
-    assert first.labels.shape == (90 + 30,)
-    used = np.r_[0:30, 90:100]
+    # Training rows, padding to a batch, then rows to evaluate on, and padding again.
+    assert (int(first.first_evaluation), int(first.num_evaluation)) == (128, 10)
+    assert first.labels.shape == (128 + 30,)
+    used = np.r_[0:30, 128:138]
     for array in (first.inputs.tokens.values, first.inputs.ngrams, first.inputs.weights):
-        assert len(array) == 120
+        assert len(array) == 158
         assert np.asarray(array[used]).any(1).all()
         assert not np.delete(np.asarray(array), used, 0).any()
     encoder = inputs.encoder(0, spec.preprocessing)
-    for split, rows in (("train", slice(0, 30)), ("validation", slice(90, 100))):
+    for split, rows in (("train", slice(0, 30)), ("validation", slice(128, 138))):
         expected = encode(encoder, short.splits[split].texts)
         assert expected.ngrams.shape[1] == encoder.num_ngrams
         order = np.argsort((expected.tokens > 0).sum(1), kind="stable")  # by length

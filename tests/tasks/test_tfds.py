@@ -157,7 +157,7 @@ def test_labels_without_names_are_named_by_their_values(tfds_dir):
         ("tfds:glue/sst2?text=idx&test=validation", "'idx' of the data set in "),
         ("tfds:glue/sst2?text=sentence", "some rows have no label"),
         ("tfds:glue/sst2?text=sentence&test=tst", "it has no rows in the split 'tst'"),
-        ("tfds:glue/sst2?txt=sentence", "'txt' must be KEY=VALUE; did you mean 'text'?"),
+        ("tfds:glue/sst2?txt=sentence", "'txt' is unknown; did you mean 'text'?"),
         ("tfds:../secret", "unknown TFDS task 'tfds:../secret'"),
         ("tfds:mnist", "it could not be downloaded: it isn't known where from."),
     ],
