@@ -206,6 +206,14 @@ def test_mistakes_get_one_clear_line(tmp_path, flag, message):
     assert message in done.stderr + done.stdout and "Traceback" not in done.stderr
 
 
+def test_a_task_and_an_embedding_have_names_of_their_own(tmp_path, data_dir):
+    table = tmp_path / "mine.txt"
+    table.write_text("good 0.5 1\nbad 1 0.5\n")
+    config = mnms_jax.Config(tasks=("sst2",), data_dir=str(data_dir), embeddings=(f"sst2={table}",))
+    with pytest.raises(mnms_jax.UserError, match="a task and an embedding are called 'sst2'"):
+        make_bench(config)
+
+
 def test_own_embeddings_are_searched_and_exported(tmp_path, data_dir, monkeypatch):
     table = tmp_path / "mine.txt"
     words = ["good", "bad", "great", "awful", "film", "movie", "the", "a"]

@@ -121,3 +121,11 @@ def test_reference_separates_what_can_be_separated():
 
 def test_reference_of_one_class():
     assert tfidf_logistic_regression(task_of([1, 1], ["a b", "c d"])) == Reference(1.0, 1.0)
+
+
+def test_reference_of_many_classes():
+    names = [f"word{i}" for i in range(60)]
+    texts = [f"{name} number {j}" for name in names for j in range(10)]
+    split = Split(tuple(texts), np.repeat(np.arange(60), 10).astype(np.int32))
+    task = Task("t", {"train": split, "validation": split, "test": split}, tuple(names))
+    assert tfidf_logistic_regression(task).test > 0.95

@@ -5,6 +5,7 @@ import json
 
 import pytest
 from commands import command, kill_when, lines, run
+from tfds_data import write_sst2
 
 import mnms_jax
 
@@ -52,6 +53,16 @@ def test_what_it_learned_can_be_a_source_again(finished):
     assert saved.trials.size.tolist() == [6, 4]
     assert saved.params["task_embedding"].shape[0] == 2
     assert [traits.num_classes for traits in saved.traits] == [2, 2]
+
+
+def test_another_task_of_the_same_name_does_not_go_on(pretrained, data_dir, tmp_path):
+    other = tmp_path / "other"
+    write_sst2(other, num_rows=30)
+    flags = (*flags_of(pretrained, other, tmp_path / "w"), "--tasks=sst2")
+    done = run(*command("transfer", *flags))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "was trained on another task called 'sst2': the data differ" in done.stderr
+    assert not (tmp_path / "w").exists()
 
 
 def test_killed_and_started_again_it_ends_with_the_same_trials(
