@@ -42,10 +42,8 @@ _SOURCE_TRIALS = flags.DEFINE_integer(
 def main() -> None:
     """Pre-trains, then searches on each task with what was learned and from scratch."""
     config = mnms.config_from_flags(mnms.TransferConfig)
-    path = pathlib.Path(config.workdir)
-    scratch = mnms.Config(
-        **{field.name: getattr(config, field.name) for field in dataclasses.fields(mnms.Config)}
-    )
+    assert isinstance(config, mnms.TransferConfig)
+    path, scratch = pathlib.Path(config.workdir).expanduser(), config.from_scratch
 
     def search(config: mnms.Config, name: str, **changes: Any) -> np.ndarray:
         """Returns the best rewards so far, [N]."""

@@ -157,6 +157,13 @@ class TransferConfig(Config):
                 raise UserError(f"--renamed={entry}: must be old=new")
 
     @property
+    def from_scratch(self) -> Config:
+        """The same search without anything to start from."""
+        return Config(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(Config)}
+        )
+
+    @property
     def warm_start(self) -> WarmStart:
         """How the search starts."""
         return WarmStart(

@@ -121,6 +121,4 @@ def _config(config: TransferConfig, phase: Phase, name: str, before: str | None)
         workdir=f"{config.workdir}/{name}",
         from_=f"{config.workdir}/{before}" if before else config.from_,
     )
-    if own.from_:
-        return own
-    return Config(**{field.name: getattr(own, field.name) for field in dataclasses.fields(Config)})
+    return own if own.from_ else own.from_scratch

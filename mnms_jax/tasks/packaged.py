@@ -231,10 +231,11 @@ def _read_words() -> list[tuple[str, int]]:
     A word of several languages is Spanish only if its rank there is the best. Words are spelt, so
     that children see their characters and n-grams of them.
     """
+    archive = fetch(WORDFREQ)
     ranks: dict[str, dict[str, int]] = {}
     for language in _LANGUAGES:
         member = f"wordfreq/data/large_{language}.msgpack.gz"
-        content = gzip.decompress(read_member(fetch(WORDFREQ), member, _MAX_BYTES))
+        content = gzip.decompress(read_member(archive, member, _MAX_BYTES))
         _, *groups = msgpack.unpackb(content)  # of words as common as each other, in falling order
         for rank, word in enumerate(itertools.islice(itertools.chain(*groups), _NUM_WORDS)):
             ranks.setdefault(word, {})[language] = rank

@@ -79,10 +79,11 @@ def _filled(file: Columns, name: str) -> list[Any]:
     Raises:
       UserError: a row has none.
     """
-    for row, value in zip(file.rows, file.values[name], strict=True):
+    values = file.values[name]
+    for row, value in zip(file.rows, values, strict=True):
         if value is None or value == "":
             raise unusable(file.path, f"row {row} has no {name!r}")
-    return file.values[name]
+    return values
 
 
 def _number(values: Sequence[Any]) -> tuple[list[Any], np.ndarray]:

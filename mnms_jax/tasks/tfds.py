@@ -36,11 +36,11 @@ _DATASET = re.compile(r"[\w-]+(/[\w.-]+)?")
 class TfdsSpec(NamedTuple):
     """A data set's names in TFDS."""
 
-    dataset: str  # "<name>/<config>"
-    text: str  # the feature with the text
-    label: str  # the feature with the class
-    train: str  # the split to learn from; a part of it is held out for validation
-    test: str  # the labelled split that becomes the test split
+    dataset: str  # "<name>" or "<name>/<config>"
+    text: str = "text"  # the feature with the text
+    label: str = "label"  # the feature with the class
+    train: str = "train"  # the split to learn from; a part of it is held out for validation
+    test: str = "test"  # the labelled split that becomes the test split
     url: str | None = None  # what TFDS downloads first; None: unknown, so nothing is downloaded
 
 
@@ -49,8 +49,6 @@ TFDS_TASKS: dict[str, TfdsSpec] = {
     "sst2": TfdsSpec(
         dataset="glue/sst2",
         text="sentence",
-        label="label",
-        train="train",
         test="validation",
         url="https://dl.fbaipublicfiles.com/glue/data/SST-2.zip",
     ),
@@ -58,35 +56,22 @@ TFDS_TASKS: dict[str, TfdsSpec] = {
     "cola": TfdsSpec(
         dataset="glue/cola",
         text="sentence",
-        label="label",
-        train="train",
         test="validation",
         url="https://dl.fbaipublicfiles.com/glue/data/CoLA.zip",
     ),
     # Maas et al. (2011), Learning Word Vectors for Sentiment Analysis.
     "imdb": TfdsSpec(
         dataset="imdb_reviews/plain_text",
-        text="text",
-        label="label",
-        train="train",
-        test="test",
         url="http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
     ),
     # Zhang et al. (2015), Character-level Convolutional Networks for Text Classification.
     "ag_news": TfdsSpec(
         dataset="ag_news_subset",
         text="description",
-        label="label",
-        train="train",
-        test="test",
         url="https://drive.google.com/uc?export=download&id=0Bz8a_Dbh9QhbUDNpeUdjb0wxRms",
     ),
     "yelp_polarity": TfdsSpec(
         dataset="yelp_polarity_reviews/plain_text",
-        text="text",
-        label="label",
-        train="train",
-        test="test",
         url="https://s3.amazonaws.com/fast-ai-nlp/yelp_review_polarity_csv.tgz",
     ),
 }
@@ -115,10 +100,8 @@ def parse_tfds_task(entry: str) -> tuple[str, TfdsSpec]:
     if not (entry.startswith(_PREFIX) and _DATASET.fullmatch(dataset)):
         known = ", ".join(sorted(TFDS_TASKS))
         raise UserError(f"unknown TFDS task {entry!r}: choose from {known}, or tfds:NAME/CONFIG")
-    names = {key: key for key in ("text", "label", "train", "test")}
-    return dataset.replace("/", "-"), TfdsSpec(
-        dataset, **names | parse_options(entry, query, names)
-    )
+    options = parse_options(entry, query, ("text", "label", "train", "test"))
+    return dataset.replace("/", "-"), TfdsSpec(dataset, **options)
 
 
 def load_tfds_task(entry: str, data_dir: str | None, packaged: Sequence[str]) -> Task:
@@ -313,9 +296,9 @@ def _read(spec: TfdsSpec, folder: pathlib.Path) -> tuple[Split, Split, tuple[str
     if None in found or (names and not found <= set(range(len(names)))):
         raise _broken(folder, "some rows have no label; are its record files complete?")
     if names is None:
-        values = sorted(found)
-        names = [str(value) for value in values]
-        labels = [[values.index(label) for label in own] for own in labels]
+        index = {value: number for number, value in enumerate(sorted(found))}
+        names = [str(value) for value in index]
+        labels = [[index[label] for label in own] for own in labels]
     texts = [
         tuple(row[spec.text].decode("utf-8", errors="replace") for row in rows)
         for rows in (train, test)
