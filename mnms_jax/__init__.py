@@ -1,13 +1,14 @@
 """Multitask Neural Model Search in JAX."""
 
 from mnms_jax.advantage import rank_advantage, relative_advantage, standardized_advantage
+from mnms_jax.children.image import make_image_family
 from mnms_jax.children.text import PRESETS, make_text_family
 from mnms_jax.cli import config_from_flags, define_flags, run_main, use_cores_as_devices
 from mnms_jax.config import PUBLISHED, Config, TransferConfig
 from mnms_jax.controller import choice_frequencies, make_policy, make_random_policy
 from mnms_jax.evolution import make_evolution
 from mnms_jax.experiment import run_experiment
-from mnms_jax.export import SavedController, load_child, load_controller
+from mnms_jax.export import load_child
 from mnms_jax.learner import (
     LEARNERS,
     Learner,
@@ -24,6 +25,7 @@ from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss, reinforce_lo
 from mnms_jax.methods import Method, make_methods
 from mnms_jax.reward_model import RewardModel, fit_reward_model, make_ranker
 from mnms_jax.run import make_requests
+from mnms_jax.saved_controller import SavedController, load_controller
 from mnms_jax.schedule import Phase, parse_phase, run_schedule
 from mnms_jax.search import Proposal, Search, SearchState, make_search
 from mnms_jax.simulate import Played, play, play_seeds, regret
@@ -102,6 +104,7 @@ __all__ = [
     "load_word_vectors",
     "make_bank",
     "make_evolution",
+    "make_image_family",
     "make_learner",
     "make_methods",
     "make_null_learner",

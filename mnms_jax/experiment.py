@@ -4,13 +4,12 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax
 import jax
@@ -20,11 +19,11 @@ from absl import logging
 
 import mnms_jax
 from mnms_jax.advantage import ADVANTAGES
-from mnms_jax.children.text import PRESETS, TextArchitecture, TextPreprocessing, make_text_family
+from mnms_jax.bench import Bench, make_bench
 from mnms_jax.config import LOCAL, RESUMABLE, Config, TransferConfig
 from mnms_jax.controller import choice_frequencies, make_policy, make_random_policy
 from mnms_jax.devices import exchange, from_first
-from mnms_jax.export import SavedController, TextChild, save_child, save_controller
+from mnms_jax.export import Child, save_child
 from mnms_jax.learner import make_learner, make_null_learner
 from mnms_jax.report import (
     Finalists,
@@ -37,73 +36,19 @@ from mnms_jax.report import (
 )
 from mnms_jax.reward_model import make_ranker
 from mnms_jax.run import Budget, RoundSetup, run_rounds
+from mnms_jax.saved_controller import SavedController, save_controller
 from mnms_jax.search import Search, SearchState, make_search
 from mnms_jax.sources import digest, load_sources, similarities, to_save
-from mnms_jax.space import SearchSpace
 from mnms_jax.store import TrialRecord, Workdir, open_workdir, write_json
-from mnms_jax.tasks.embeddings import glove50, load_word_vectors
-from mnms_jax.tasks.inputs import TextInputs
-from mnms_jax.tasks.packaged import cache_folder
-from mnms_jax.tasks.reference import tfidf_logistic_regression
-from mnms_jax.tasks.registry import load_tasks
-from mnms_jax.tasks.text import task_traits
+from mnms_jax.tasks.reference import fit_reference
+from mnms_jax.tasks.traits import task_traits
 from mnms_jax.tracking import Tracker
-from mnms_jax.training.fit import Request, Trainer
+from mnms_jax.training.fit import Request
 from mnms_jax.transfer import make_transfer_search, task_similarity
-from mnms_jax.types import ChildFamily, Policy, Task, UserError
+from mnms_jax.types import Policy, UserError
 
 # How unlike a task may be to what the controller saw of it: some rows may have been added.
 _SAME_DATA = 0.01
-
-
-class Bench(NamedTuple):
-    """What every search of an experiment shares: tasks, children, and who trains them."""
-
-    tasks: tuple[Task, ...]
-    family: ChildFamily
-    inputs: TextInputs
-    trainer: Trainer
-
-
-def make_bench(config: Config) -> Bench:
-    """Returns the tasks and the trainer that a configuration names.
-
-    Without the packaged GloVe vectors, the search space lacks them, and the log says so.
-
-    Raises:
-      UserError: an unknown task, data that can't be had, or an embedding file that can't be read.
-    """
-    tasks = load_tasks(config.tasks, config.data_dir and os.path.expanduser(config.data_dir))
-    vectors = {}
-    try:
-        vectors["glove50"] = glove50()
-    except UserError as error:
-        logging.warning("searching without glove50: %s", error)
-    for name, file in config.embedding_files.items():
-        vectors[name] = load_word_vectors(os.path.expanduser(file))
-    for task in tasks:
-        if task.name in vectors:
-            raise UserError(f"a task and an embedding are called {task.name!r}; rename one of them")
-    lengths = {name: table.vectors.shape[1] for name, table in vectors.items()}
-    family = make_text_family(config.space, lengths)
-    inputs = TextInputs(tasks, PRESETS[config.space], vectors)
-    return Bench(tasks, family, inputs, make_trainer(config, family, inputs))
-
-
-def make_trainer(config: Config, family: ChildFamily, inputs: TextInputs) -> Trainer:
-    """Returns what trains a family's children, with the configuration's seed."""
-    trainer = Trainer(
-        family,
-        inputs.child_data,
-        num_classes=inputs.num_classes,
-        seed=config.seed,
-        num_workers=config.num_workers,
-        lanes=config.lanes,
-        rung_samples=rung_samples(family.space) if config.early_stopping else (),
-        program_folder=cache_folder() / "programs",
-    )
-    logging.info("children are trained by %s", trainer.layout)
-    return trainer
 
 
 def _load_sources(config: Config, bench: Bench) -> SavedController | None:
@@ -122,16 +67,6 @@ def _load_sources(config: Config, bench: Bench) -> SavedController | None:
             )
         logging.info("%s goes on: the controller was trained on it", task.name)
     return sources
-
-
-def rung_samples(space: SearchSpace) -> tuple[int, ...]:
-    """Returns the numbers of samples at which children may be stopped early.
-
-    Half of the fewest samples that a design has, then all of the choices but the most.
-    """
-    samples = space.decisions[space.names.index("samples")].choices
-    ascending = sorted(int(choice) for choice in samples)
-    return (ascending[0] // 2, *ascending[:-1])
 
 
 def make_search_from(
@@ -315,7 +250,7 @@ def _conclude(
         random = None
         if random_records is not None:
             random = _test(bench, task_id, random_records, "random")
-        summaries.append(TaskSummary(task.name, finalists, random, tfidf_logistic_regression(task)))
+        summaries.append(TaskSummary(task.name, finalists, random, fit_reference(task)))
     frequencies = {
         task.name: choice_frequencies(policy, space, state.params, jax.random.key(0), task_id)
         for task_id, task in enumerate(bench.tasks)
@@ -343,7 +278,7 @@ def _test(
     top = top_records(records, task.name)
     accuracies = []
     for record, child in zip(top, _retrain(bench, task_id, top), strict=True):
-        predicted = child.predict_proba(test.texts).argmax(-1)
+        predicted = child.predict_proba(test.inputs).argmax(-1)
         accuracies.append(float(np.mean(predicted == test.labels)))
         if best is not None and record is top[0]:
             save_child(best, child)
@@ -351,7 +286,7 @@ def _test(
     return Finalists(label, num_trials, top, tuple(accuracies))
 
 
-def _retrain(bench: Bench, task_id: int, records: Sequence[TrialRecord]) -> Iterator[TextChild]:
+def _retrain(bench: Bench, task_id: int, records: Sequence[TrialRecord]) -> Iterator[Child]:
     """Yields the children of trials, trained again exactly as they were then."""
     task = bench.tasks[task_id]
     for record in records:
@@ -366,20 +301,7 @@ def _retrain(bench: Bench, task_id: int, records: Sequence[TrialRecord]) -> Iter
                 record.reward,
                 float(outcome.accuracy),
             )
-        spec = bench.family.make_spec(record.decisions)
-        architecture, preprocessing = spec.architecture, spec.preprocessing
-        assert isinstance(architecture, TextArchitecture)
-        assert isinstance(preprocessing, TextPreprocessing)
-        yield TextChild(
-            task.name,
-            task.class_names,
-            record.decisions,
-            architecture,
-            spec.hyperparameters,
-            bench.inputs.encoder(task_id, preprocessing),
-            bench.inputs.table(task_id, preprocessing, architecture),
-            variables,
-        )
+        yield bench.make_child(task_id, record.decisions, variables)
 
 
 def _print(

@@ -18,6 +18,7 @@ import numpy as np
 import rich.console
 
 import mnms_jax
+from mnms_jax.bench import make_bench, make_trainer
 from mnms_jax.comparison import (
     Comparison,
     Difference,
@@ -29,7 +30,6 @@ from mnms_jax.comparison import (
     write_csv,
 )
 from mnms_jax.config import Config
-from mnms_jax.experiment import make_bench, make_trainer
 from mnms_jax.figures import print_comparison, require_matplotlib, write_page
 from mnms_jax.lockstep import (
     SOURCE_METHODS,
@@ -44,7 +44,7 @@ from mnms_jax.sources import similarities
 from mnms_jax.space import nearest
 from mnms_jax.store import TrialLog, claim_folder
 from mnms_jax.tabular import TableBenchmark, draw_reward
-from mnms_jax.tasks.text import task_traits
+from mnms_jax.tasks.traits import task_traits
 from mnms_jax.training.fit import Request, TrialResult
 from mnms_jax.types import UserError
 

@@ -109,7 +109,7 @@ def print_summary(
         if summary.random:
             table.add_row("", *_cells(summary.random))
         reference = f"{_percent(summary.reference.validation)} / {_percent(summary.reference.test)}"
-        table.add_row("", "TF-IDF + logistic regression", reference, "", end_section=True)
+        table.add_row("", summary.reference.name, reference, "", end_section=True)
     console.print(table)
     for summary in summaries:
         if summary.finalists.records:

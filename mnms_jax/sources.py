@@ -10,12 +10,12 @@ import numpy as np
 from absl import logging
 
 from mnms_jax.controller import make_policy
-from mnms_jax.export import SavedController, load_controller
 from mnms_jax.migrate import match_spaces, migrate_params, migrate_trials
 from mnms_jax.replay import ReplayBank
+from mnms_jax.saved_controller import SavedController, load_controller
 from mnms_jax.space import SearchSpace
 from mnms_jax.store import TrialRecord
-from mnms_jax.tasks.text import task_traits
+from mnms_jax.tasks.traits import task_traits
 from mnms_jax.transfer import make_bank, task_similarity
 from mnms_jax.types import Array, Params, Task, TaskTraits, UserError
 

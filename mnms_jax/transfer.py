@@ -275,7 +275,8 @@ def task_similarity(a: TaskTraits, b: TaskTraits) -> float:
     )
     distance = sum((np.log(x / y) / np.log(base)) ** 2 for x, y, base in ratios)
     distance += (5 * (a.majority_share - b.majority_share)) ** 2
-    shared = len({*a.words} & {*b.words}) / max(min(len(a.words), len(b.words)), 1)
+    fewest = min(len(a.words), len(b.words))
+    shared = len({*a.words} & {*b.words}) / fewest if fewest else a.words == b.words
     return -float(distance + (2 * (1 - shared)) ** 2)
 
 

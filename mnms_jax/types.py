@@ -22,18 +22,19 @@ class UserError(ValueError):
 
 
 class Split(NamedTuple):
-    """Labelled texts."""
+    """Labelled examples."""
 
-    texts: tuple[str, ...]  # N texts
+    inputs: Any  # N texts, a tuple; or images, uint8 [N, H, W, C]
     labels: np.ndarray  # int32 [N], indices into the task's class names
 
 
 class Task(NamedTuple):
-    """A text classification data set, split once and for all."""
+    """A classification data set, split once and for all."""
 
     name: str
     splits: Mapping[str, Split]  # "train", "validation" and "test"
     class_names: tuple[str, ...]
+    kind: str = "text"  # or "image"
 
     @property
     def num_classes(self) -> int:
@@ -45,9 +46,9 @@ class TaskTraits(NamedTuple):
 
     num_examples: int
     num_classes: int
-    mean_words: float  # of a text
+    mean_words: float  # of a text; of an image, its pixels
     majority_share: float  # of the commonest class
-    words: tuple[str, ...]  # the commonest ones
+    words: tuple[str, ...]  # the commonest ones; of images, none
 
 
 class PolicyOutput(NamedTuple):
@@ -72,6 +73,7 @@ class OptimizerSettings(NamedTuple):
     name: str  # "sgd", "adam" or "adagrad"
     learning_rate: float
     regularization: float  # weight of L2 on matrices and tables
+    schedule: str = "linear"  # of the learning rate: "linear", "cosine", both to 0, or "constant"
 
 
 class ChildSpec(NamedTuple):

@@ -64,7 +64,7 @@ TASKS = (make_task("one", 400, seed=1), make_task("two", 300, num_classes=3, see
 
 @pytest.fixture(scope="module")
 def bench():
-    texts = [text for task in TASKS for text in task.splits["train"].texts]
+    texts = [text for task in TASKS for text in task.splits["train"].inputs]
     words = sorted({word for text in texts for word in normalize(text).split()})
     vectors = np.random.default_rng(0).normal(size=(len(words), 8)).astype(np.float32)
     family = make_text_family("cpu", {"tiny8": 8})

@@ -13,7 +13,8 @@ import pytest
 from commands import ROOT, command, kill_when, lines, run
 
 import mnms_jax
-from mnms_jax.experiment import make_bench, make_search_from, run_experiment
+from mnms_jax.bench import make_bench
+from mnms_jax.experiment import make_search_from, run_experiment
 from mnms_jax.report import describe
 from mnms_jax.tasks.packaged import cache_folder
 from mnms_jax.types import UserError
@@ -80,7 +81,7 @@ def test_the_best_child_is_loaded_and_predicts_as_it_was_tested(finished, data_d
     best = json.loads((workdir / "summary.json").read_text())["tasks"]["sst2"]["finalists"][0]
     child = mnms_jax.load_child(workdir / "best" / "sst2")
     test = mnms_jax.load_tasks(["sst2"], str(data_dir))[0].splits["test"]
-    correct = (child.predict_proba(test.texts).argmax(1) == test.labels).mean()
+    correct = (child.predict_proba(test.inputs).argmax(1) == test.labels).mean()
     assert correct == pytest.approx(best["test"])
     assert child.decisions == best["decisions"]
 

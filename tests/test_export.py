@@ -12,17 +12,11 @@ from toy import SPACE, make_family, make_task
 
 from mnms_jax.children.text import PRESETS, make_text_family
 from mnms_jax.controller import make_policy
-from mnms_jax.export import (
-    SavedController,
-    TextChild,
-    load_child,
-    load_controller,
-    save_child,
-    save_controller,
-)
+from mnms_jax.export import TextChild, load_child, save_child
+from mnms_jax.saved_controller import SavedController, load_controller, save_controller
 from mnms_jax.tasks.embeddings import WordVectors
 from mnms_jax.tasks.inputs import TextInputs
-from mnms_jax.tasks.text import task_traits
+from mnms_jax.tasks.traits import task_traits
 from mnms_jax.training.fit import Request, Trainer
 from mnms_jax.transfer import make_bank
 from mnms_jax.types import UserError
@@ -33,7 +27,7 @@ OTHER = make_task("other", 90, num_classes=3, seed=2)
 
 def train_child(embedding="random32", **choices):
     """Returns a trained child as an experiment makes it, and its validation accuracy."""
-    words = sorted({word for text in TASK.splits["train"].texts for word in text.lower().split()})
+    words = sorted({word for text in TASK.splits["train"].inputs for word in text.lower().split()})
     table = np.random.default_rng(0).normal(size=(len(words), 6)).astype(np.float32)
     vectors = WordVectors({word: i for i, word in enumerate(words)}, table)
     inputs = TextInputs((TASK, OTHER), PRESETS["cpu"]._replace(length=8), {"mine": vectors})
@@ -84,15 +78,15 @@ DEEP = {
 def test_a_child_comes_back_and_predicts_the_same(tmp_path, choices):
     child, accuracy = train_child(**choices)
     split = TASK.splits["validation"]
-    probabilities = child.predict_proba(split.texts)
-    assert probabilities.shape == (len(split.texts), 2)
+    probabilities = child.predict_proba(split.inputs)
+    assert probabilities.shape == (len(split.inputs), 2)
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
     # What is predicted from raw texts is what was measured in training.
     assert np.mean(probabilities.argmax(1) == split.labels) == pytest.approx(accuracy)
     save_child(tmp_path / "best", child)
     again = load_child(tmp_path / "best")
-    np.testing.assert_array_equal(again.predict_proba(split.texts), probabilities)
-    assert again.predict(split.texts) == [TASK.class_names[i] for i in probabilities.argmax(1)]
+    np.testing.assert_array_equal(again.predict_proba(split.inputs), probabilities)
+    assert again.predict(split.inputs) == [TASK.class_names[i] for i in probabilities.argmax(1)]
     assert again.decisions == child.decisions and again.task == "one"
 
 
@@ -108,7 +102,7 @@ def test_saving_twice_replaces(tmp_path):
     second, _ = train_child(samples=128)
     save_child(tmp_path, first)
     save_child(tmp_path, second)
-    texts = TASK.splits["test"].texts
+    texts = TASK.splits["test"].inputs
     np.testing.assert_array_equal(
         load_child(tmp_path).predict_proba(texts), second.predict_proba(texts)
     )

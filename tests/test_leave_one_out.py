@@ -14,8 +14,8 @@ from test_tabular import BENCHMARK
 from tfds_data import write_imdb, write_sst2
 from toy import SPACE
 
+from mnms_jax.bench import make_bench
 from mnms_jax.config import Config
-from mnms_jax.experiment import make_bench
 from mnms_jax.figures import write_page
 from mnms_jax.leave_one_out import run_leave_one_out, run_text_leave_one_out, table_objective
 from mnms_jax.lockstep import LeaveOneOutSetup, leave_out

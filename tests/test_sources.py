@@ -4,11 +4,11 @@ import pytest
 from toy import SPACE, make_task
 
 from mnms_jax.controller import make_policy
-from mnms_jax.export import SavedController, save_controller
+from mnms_jax.saved_controller import SavedController, save_controller
 from mnms_jax.sources import bank_of_records, digest, load_sources, similarities, to_save
 from mnms_jax.space import Decision, SearchSpace
 from mnms_jax.store import TrialRecord
-from mnms_jax.tasks.text import task_traits
+from mnms_jax.tasks.traits import task_traits
 from mnms_jax.transfer import make_bank
 from mnms_jax.types import UserError
 

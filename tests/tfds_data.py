@@ -172,4 +172,4 @@ def failure(name: str, path: pathlib.Path) -> str:
 
 def pairs(split: Split) -> collections.Counter[tuple[str, int]]:
     """Returns the rows, in no order."""
-    return collections.Counter(zip(split.texts, split.labels.tolist(), strict=True))
+    return collections.Counter(zip(split.inputs, split.labels.tolist(), strict=True))

@@ -99,8 +99,18 @@ def keep_mask(seed: Array, layer: int, rate: Array, shape: tuple[int, ...]) -> A
       rate: [], below 1; 0 outside training.
       shape: of the mask.
     """
-    bits = counter_bits(seed + jnp.uint32(0x632BE5AB * (layer + 1) % 2**32), shape)
+    bits = layer_bits(seed, layer, shape)
     return jnp.where(to_uniform(bits) >= rate, 1 / (1 - rate), 0.0)
+
+
+def layer_bits(seed: Array, layer: int, shape: tuple[int, ...]) -> Array:
+    """Returns random bits, uint32, for one of a model's layers, see `counter_bits`."""
+    return counter_bits(seed + jnp.uint32(0x632BE5AB * (layer + 1) % 2**32), shape)
+
+
+def round_up(number: int, step: int) -> int:
+    """Returns the least multiple of a step that isn't below a number."""
+    return number + -number % step
 
 
 # Gradients by hand where autodiff would store a handful of intermediate arrays: what is stored is

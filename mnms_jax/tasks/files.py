@@ -12,7 +12,7 @@ from absl import logging
 
 from mnms_jax.space import nearest
 from mnms_jax.tasks.columns import Columns, parse_options, read_columns, unusable
-from mnms_jax.tasks.text import deduplicate, normalize, split_rows
+from mnms_jax.tasks.text import deduplicate, normalize, split_texts
 from mnms_jax.types import Split, Task, UserError
 
 # Names of columns, in lower case; of those that a file has, the first one counts.
@@ -111,24 +111,24 @@ def load_file_task(spec: FileTask) -> Task:
     if {*splits} == {"validation", "test"}:
         splits["validation"] = _without(splits["validation"], splits["test"], spec)
     # In an order of their own, so that which of several repeats stays depends on the texts alone.
-    pairs = sorted(zip(found.texts, found.labels.tolist(), strict=True))
+    pairs = sorted(zip(found.inputs, found.labels.tolist(), strict=True))
     texts, labels = deduplicate(
         [text for text, _ in pairs], [label for _, label in pairs], list(splits.values())
     )
-    wordless = sum(not normalize(text) for text in found.texts)
+    wordless = sum(not normalize(text) for text in found.inputs)
     logging.info(
         "%s: %d classes; %d labelled rows of %d are kept to learn from; %d have no word, %d repeat "
         "or contradict others, or are in validation or test too",
-        *(spec.name, len(names), len(texts), len(found.texts), wordless),
-        len(found.texts) - wordless - len(texts),
+        *(spec.name, len(names), len(texts), len(found.inputs), wordless),
+        len(found.inputs) - wordless - len(texts),
     )
     if not texts:
         raise unusable(spec.train, "none of its texts is left to learn from, see the log")
     shares = {part: _SHARE for part in ("validation", "test") if part not in splits}
     shares["train"] = 1 - sum(shares.values())
-    splits |= split_rows(texts, labels, shares, stratify=True)
+    splits |= split_texts(texts, labels, shares, stratify=True)
     for part in shares:
-        if not splits[part].texts:
+        if not splits[part].inputs:
             raise unusable(
                 spec.train,
                 f"its {len(texts)} different texts in {len(names)} classes leave nothing for "
@@ -145,15 +145,15 @@ def _without(validation: Split, test: Split, spec: FileTask) -> Split:
     Raises:
       UserError: nothing is left.
     """
-    tested = {normalize(text) for text in test.texts}
-    rows = [row for row, text in enumerate(validation.texts) if normalize(text) not in tested]
-    dropped = len(validation.texts) - len(rows)
+    tested = {normalize(text) for text in test.inputs}
+    rows = [row for row, text in enumerate(validation.inputs) if normalize(text) not in tested]
+    dropped = len(validation.inputs) - len(rows)
     if dropped:
         logging.warning("%s: %d texts of validation are in test too", spec.name, dropped)
     if not rows:
         assert spec.validation is not None
         raise unusable(spec.validation, f"all its texts are in {spec.test} too")
-    return Split(tuple(validation.texts[row] for row in rows), validation.labels[rows])
+    return Split(tuple(validation.inputs[row] for row in rows), validation.labels[rows])
 
 
 def _read_rows(spec: FileTask, path: pathlib.Path) -> _Rows:

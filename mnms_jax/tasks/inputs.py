@@ -57,11 +57,7 @@ class TextInputs:
         self.num_classes = max(task.num_classes for task in tasks)
         self._vectors = vectors
         self._length = common_length([task.splits["train"] for task in tasks], sizes.length)
-        self._num_rows = {
-            # Whole batches are looked at, whatever there is to learn from.
-            "train": max(BATCH_SIZE, *(len(task.splits["train"].labels) for task in tasks)),
-            "validation": max(len(task.splits["validation"].labels) for task in tasks),
-        }
+        self._num_rows = common_num_rows(tasks)
         self._kept: dict[Hashable, Any] = {}
         self._lock = threading.RLock()
 
@@ -72,8 +68,8 @@ class TextInputs:
         for task in self.tasks:
             content = hashlib.sha256()
             for name, split in task.splits.items():
-                content.update(f"{name} {len(split.texts)}".encode())
-                content.update("\0".join(split.texts).encode())
+                content.update(f"{name} {len(split.inputs)}".encode())
+                content.update("\0".join(split.inputs).encode())
                 content.update(split.labels.tobytes())
             digests[task.name] = content.hexdigest()[:16]
         for name, table in self._vectors.items():
@@ -103,7 +99,7 @@ class TextInputs:
         return common_ngrams(encoders, [task.splits["train"] for task in self.tasks])
 
     def _fit_encoder(self, task_id: int, preprocessing: TextPreprocessing) -> TextEncoder:
-        texts = self.tasks[task_id].splits["train"].texts
+        texts = self.tasks[task_id].splits["train"].inputs
         return self._keep(
             ("encoder", task_id, preprocessing),
             lambda: fit_encoder(texts, preprocessing, self.sizes, self._length),
@@ -168,7 +164,7 @@ class TextInputs:
                     np.argsort(_lengths(rows, hashed), kind="stable"),
                     self._num_rows[split],
                 )
-                parts.append(jax.tree.map(lambda x, o=order, n=size: _pad_rows(x[o], n), labelled))
+                parts.append(jax.tree.map(lambda x, o=order, n=size: pad_rows(x[o], n), labelled))
             return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *parts)
 
         return self._keep(("sorted", task_id, preprocessing, hashed), build)
@@ -179,7 +175,7 @@ class TextInputs:
         def build() -> dict[str, TextRows]:
             encoder = self.encoder(task_id, preprocessing)
             splits = self.tasks[task_id].splits
-            return {split: encode(encoder, splits[split].texts) for split in self._num_rows}
+            return {split: encode(encoder, splits[split].inputs) for split in self._num_rows}
 
         return self._keep(("rows", task_id, preprocessing), build)
 
@@ -190,7 +186,17 @@ class TextInputs:
             return self._kept[key]
 
 
-def _pad_rows(array: np.ndarray, num_rows: int) -> np.ndarray:
+def common_num_rows(tasks: Sequence[Task]) -> dict[str, int]:
+    """Returns the number of rows that each split is padded to, the same for all tasks."""
+    return {
+        # Whole batches are looked at, whatever there is to learn from.
+        "train": max(BATCH_SIZE, *(len(task.splits["train"].labels) for task in tasks)),
+        "validation": max(len(task.splits["validation"].labels) for task in tasks),
+    }
+
+
+def pad_rows(array: np.ndarray, num_rows: int) -> np.ndarray:
+    """Returns an array with zeros behind its rows."""
     return np.pad(array, ((0, num_rows - len(array)), *[(0, 0)] * (array.ndim - 1)))
 
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import msgpack
 from absl import logging
 
-from mnms_jax.tasks.text import deduplicate, split_rows
+from mnms_jax.tasks.text import deduplicate, split_texts
 from mnms_jax.types import Task, UserError
 
 _SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
@@ -301,4 +301,4 @@ def load_packaged_task(name: str) -> Task:
     rows = list(source.read())
     texts, labels = deduplicate([text for text, _ in rows], [label for _, label in rows])
     logging.info("%s: %d of %d rows are kept", name, len(texts), len(rows))
-    return Task(name, split_rows(texts, labels, _SHARES, seed=0), source.class_names)
+    return Task(name, split_texts(texts, labels, _SHARES, seed=0), source.class_names)

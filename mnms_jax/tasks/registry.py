@@ -5,9 +5,13 @@ from collections.abc import Sequence
 from mnms_jax.space import nearest
 from mnms_jax.tasks.columns import SUFFIXES
 from mnms_jax.tasks.files import load_file_task, parse_file_task
+from mnms_jax.tasks.images import load_digits_task, load_idx_task
 from mnms_jax.tasks.packaged import PACKAGED_TASKS, load_packaged_task
 from mnms_jax.tasks.tfds import TFDS_TASKS, is_tfds_task, load_tfds_task, parse_tfds_task
 from mnms_jax.types import Task, UserError
+
+_DIGITS = "digits"
+_KNOWN = (*PACKAGED_TASKS, *TFDS_TASKS, _DIGITS)
 
 
 def check_tasks(entries: Sequence[str]) -> None:
@@ -18,7 +22,7 @@ def check_tasks(entries: Sequence[str]) -> None:
     """
     names = [_name(entry) for entry in entries]
     for entry, name in zip(entries, names, strict=True):
-        taken = entry != name and name in (*PACKAGED_TASKS, *TFDS_TASKS)
+        taken = entry != name and name in _KNOWN
         if taken or names.count(name) > 1:
             raise UserError(f"task {entry!r}: another task is called {name!r} too")
 
@@ -28,9 +32,8 @@ def _name(entry: str) -> str:
         return parse_tfds_task(entry)[0]
     if "=" in entry:
         return parse_file_task(entry).name
-    known = (*PACKAGED_TASKS, *TFDS_TASKS)
-    if entry not in known:
-        hint = "; call a file NAME=PATH" if entry.endswith(SUFFIXES) else nearest(entry, known)
+    if entry not in _KNOWN:
+        hint = "; call a file NAME=PATH" if entry.endswith(SUFFIXES) else nearest(entry, _KNOWN)
         raise UserError(f"task {entry!r} is unknown{hint}")
     return entry
 
@@ -39,8 +42,9 @@ def load_tasks(entries: Sequence[str], data_dir: str | None = None) -> tuple[Tas
     """Returns tasks, fetched and split; the same on every call.
 
     Args:
-      entries: names of packaged tasks or of TFDS ones; tfds:NAME for any of TFDS, see
-        `parse_tfds_task`; or NAME=PATH for a file of one's own, see `parse_file_task`.
+      entries: names of packaged tasks or of TFDS ones; digits; tfds:NAME for any of TFDS, see
+        `parse_tfds_task`; or NAME=PATH for a file of one's own, see `parse_file_task`, or a folder
+        of images, see `load_idx_task`.
       data_dir: folder of prepared TFDS data; None for TFDS's own default.
 
     Raises:
@@ -50,9 +54,7 @@ def load_tasks(entries: Sequence[str], data_dir: str | None = None) -> tuple[Tas
     check_tasks(entries)
     # What may be missing comes first, so that it is said before anything is fetched.
     tasks = {
-        entry: load_file_task(parse_file_task(entry))
-        for entry in entries
-        if "=" in entry and not is_tfds_task(entry)
+        entry: _load_files(entry) for entry in entries if "=" in entry and not is_tfds_task(entry)
     }
     tasks |= {
         entry: load_tfds_task(entry, data_dir, PACKAGED_TASKS)
@@ -60,4 +62,14 @@ def load_tasks(entries: Sequence[str], data_dir: str | None = None) -> tuple[Tas
         if is_tfds_task(entry)
     }
     tasks |= {entry: load_packaged_task(entry) for entry in entries if entry in PACKAGED_TASKS}
+    tasks |= {entry: load_digits_task() for entry in entries if entry == _DIGITS}
     return tuple(tasks[entry] for entry in entries)
+
+
+def _load_files(entry: str) -> Task:
+    spec = parse_file_task(entry)
+    if not spec.train.is_dir():
+        return load_file_task(spec)
+    if any(spec[2:]):
+        raise UserError(f"task {entry!r}: a folder of images takes no options")
+    return load_idx_task(spec.name, spec.train)

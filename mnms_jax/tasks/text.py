@@ -1,7 +1,6 @@
 """Text to numbers: normalising, splitting, tokenising and vocabularies."""
 
 import functools
-import hashlib
 import itertools
 import re
 import unicodedata
@@ -14,7 +13,8 @@ import numpy as np
 
 from mnms_jax.children.ragged import Ragged
 from mnms_jax.children.text import TextArchitecture, TextBatch, TextPreprocessing, TextSizes
-from mnms_jax.types import AnyArray, Split, Task, TaskTraits
+from mnms_jax.tasks.splits import split_rows, unique_rows
+from mnms_jax.types import AnyArray, Split
 
 _WORD = re.compile(r"\w+")
 _WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
@@ -61,16 +61,12 @@ def deduplicate(
 
     Texts without a single word are dropped too, and so are those that are held out.
     """
-    groups: dict[str, tuple[str, set[int]]] = {}
-    for text, label in zip(texts, labels, strict=True):
-        groups.setdefault(normalize(text), (text, set()))[1].add(label)
-    for key in ("", *(normalize(text) for split in held_out for text in split.texts)):
-        groups.pop(key, None)
-    kept = [(text, found) for text, found in groups.values() if len(found) == 1]
-    return [text for text, _ in kept], [min(found) for _, found in kept]
+    excluded = {"", *(normalize(text) for split in held_out for text in split.inputs)}
+    rows = unique_rows([normalize(text) for text in texts], labels, excluded)
+    return [texts[row] for row in rows], [labels[row] for row in rows]
 
 
-def split_rows(
+def split_texts(
     texts: Sequence[str],
     labels: Sequence[int],
     fractions: Mapping[str, float],
@@ -78,37 +74,11 @@ def split_rows(
     *,
     stratify: bool = False,
 ) -> dict[str, Split]:
-    """Splits rows at random into named parts, equally on every machine and in every version.
-
-    Rows are ordered by a SHA-256 of the seed and the text, so that the split depends on neither
-    the order of the rows nor a random number generator.
-
-    Args:
-      texts: N texts, no two the same.
-      labels: N labels.
-      fractions: name of each part and its share of the rows; the last one takes the remainder.
-      seed: another seed gives another split.
-      stratify: whether each class is split by itself, so that all parts have the same shares of
-        classes; what is rounded off goes to the last part.
-
-    Returns:
-      The parts by name.
-    """
-    digests = [hashlib.sha256(f"{seed}:{text}".encode()).digest() for text in texts]
-    order = sorted(range(len(texts)), key=lambda row: digests[row])
-    groups: dict[int, list[int]] = {}  # places in that order
-    for place, row in enumerate(order):
-        groups.setdefault(labels[row] if stratify else 0, []).append(place)
-    parts: dict[str, list[int]] = {name: [] for name in fractions}
-    for places in groups.values():
-        sizes = [round(len(places) * share) for share in fractions.values()][:-1]
-        pieces = np.split(np.array(places), np.cumsum(sizes))
-        for name, piece in zip(fractions, pieces, strict=True):
-            parts[name] += piece.tolist()
-    rows = {name: [order[place] for place in sorted(part)] for name, part in parts.items()}
+    """Splits texts at random into named parts, see `split_rows`; the texts are the keys."""
+    parts = split_rows(texts, labels, fractions, seed, stratify=stratify)
     return {
         name: Split(tuple(texts[row] for row in own), np.array([labels[r] for r in own], np.int32))
-        for name, own in rows.items()
+        for name, own in parts.items()
     }
 
 
@@ -137,30 +107,11 @@ def tokenize(text: str, preprocessing: TextPreprocessing) -> list[str]:
     return find_words(text, marks=not preprocessing.strip)
 
 
-def task_traits(task: Task, num_words: int = 500) -> TaskTraits:
-    """Returns what a task's training texts and labels are like.
-
-    Args:
-      task: the task.
-      num_words: how many of its commonest words, in lower case, are kept.
-    """
-    train = task.splits["train"]
-    words = [normalize(text).split() for text in train.texts]
-    common = Counter(itertools.chain.from_iterable(words)).most_common(num_words)
-    return TaskTraits(
-        len(train.texts),
-        task.num_classes,
-        float(np.mean([len(own) for own in words])),
-        float(np.bincount(train.labels).max() / len(train.labels)),
-        tuple(word for word, _ in common),
-    )
-
-
 def common_length(splits: Sequence[Split], limit: int, percentile: float = 95.0) -> int:
     """Returns the number of words, a multiple of 8, that this share of every task's texts fits."""
     longest = TextPreprocessing(lowercase=False, strip=False)
     fits = [
-        np.percentile([len(tokenize(text, longest)) for text in split.texts], percentile)
+        np.percentile([len(tokenize(text, longest)) for text in split.inputs], percentile)
         for split in splits
     ]
     return min(limit, _round_up(max(*fits, 1)))
@@ -174,7 +125,7 @@ def common_ngrams(encoders: Sequence[TextEncoder], splits: Sequence[Split]) -> i
       splits: each task's training texts.
     """
     fits = [
-        np.percentile((encode(encoder, split.texts).ngrams > 0).sum(1), 95)
+        np.percentile((encode(encoder, split.inputs).ngrams > 0).sum(1), 95)
         for encoder, split in zip(encoders, splits, strict=True)
     ]
     return _round_up(max(*fits, 1))

@@ -24,7 +24,7 @@ from absl import logging
 
 from mnms_jax.space import nearest
 from mnms_jax.tasks.columns import parse_options
-from mnms_jax.tasks.text import deduplicate, split_rows
+from mnms_jax.tasks.text import deduplicate, split_texts
 from mnms_jax.types import Split, Task, UserError
 
 _VALIDATION_SHARE = 0.1
@@ -128,10 +128,10 @@ def load_tfds_task(entry: str, data_dir: str | None, packaged: Sequence[str]) ->
     folder = _find_prepared(spec, root) or _download(spec, root, packaged)
     train, test, class_names = _read(spec, folder)
     task = _to_task(name, train, test, class_names)
-    kept, held = (len(task.splits[part].texts) for part in ("train", "validation"))
+    kept, held = (len(task.splits[part].inputs) for part in ("train", "validation"))
     logging.info(
         "%s: %d of %d %s rows of %s are train, %d are validation; test is its split %s (%d rows)",
-        *(name, kept, len(train.texts), spec.train, folder, held, spec.test, len(test.texts)),
+        *(name, kept, len(train.inputs), spec.train, folder, held, spec.test, len(test.inputs)),
     )
     return task
 
@@ -317,9 +317,9 @@ def _plain(label: Any) -> Any:
 
 def _to_task(name: str, train: Split, test: Split, class_names: tuple[str, ...]) -> Task:
     """Cleans train and holds validation out."""
-    texts, labels = deduplicate(train.texts, train.labels.tolist(), [test])
+    texts, labels = deduplicate(train.inputs, train.labels.tolist(), [test])
     shares = {"validation": _VALIDATION_SHARE, "train": 1.0 - _VALIDATION_SHARE}
-    parts = split_rows(texts, labels, shares)
+    parts = split_texts(texts, labels, shares)
     return Task(
         name,
         {"train": parts["train"], "validation": parts["validation"], "test": test},

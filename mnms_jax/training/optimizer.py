@@ -30,6 +30,8 @@ class Coefficients(NamedTuple):
     initial_square: np.float32
     learning_rate: np.float32
     regularization: np.float32  # weight of L2
+    fall: np.float32  # of the learning rate until the end, linearly; as a share of it
+    cosine: np.float32  # 1: it falls to zero as half a cosine instead
 
 
 # momentum, gain, decay, square, correction, adaptive, epsilon, initial square
@@ -42,17 +44,23 @@ _OPTIMIZERS = {
 }
 
 
+_SCHEDULES = {"linear": (1.0, 0.0), "cosine": (0.0, 1.0), "constant": (0.0, 0.0)}
+
+
 def coefficients(settings: OptimizerSettings) -> Coefficients:
     """Returns the coefficients of an optimiser.
 
     Raises:
-      UserError: an unknown optimiser.
+      UserError: an unknown optimiser or schedule.
     """
-    if settings.name not in _OPTIMIZERS:
-        raise UserError(
-            f"optimizer {settings.name!r} is unknown{nearest(settings.name, _OPTIMIZERS)}"
-        )
-    numbers = (*_OPTIMIZERS[settings.name], settings.learning_rate, settings.regularization)
+    for what, name, known in (
+        ("optimizer", settings.name, _OPTIMIZERS),
+        ("schedule", settings.schedule, _SCHEDULES),
+    ):
+        if name not in known:
+            raise UserError(f"{what} {name!r} is unknown{nearest(name, known)}")
+    optimizer, schedule = _OPTIMIZERS[settings.name], _SCHEDULES[settings.schedule]
+    numbers = (*optimizer, settings.learning_rate, settings.regularization, *schedule)
     return Coefficients(*(np.float32(number) for number in numbers))
 
 
@@ -81,7 +89,7 @@ def apply_gradients(
     num_steps: AnyArray,
     training: AnyArray = True,
 ) -> tuple[Params, Params]:
-    """Makes one step; the learning rate falls linearly, to zero after the last one.
+    """Makes one step; learning rates that fall to zero are zero after the last one.
 
     Args:
       params: parameters by group, then by Flax's names.
@@ -100,7 +108,9 @@ def apply_gradients(
         # For plain decays, 1 - correction * decay^t is 1.
         power = jnp.stack([c.momentum, c.decay]) ** jnp.float32(step + 1)
         first, second = 1 / (1 - c.correction * power)
-        rates[name] = c.learning_rate * (1 - step / num_steps) * first, second
+        time = step / num_steps
+        share = jnp.where(c.cosine > 0, (1 + jnp.cos(jnp.pi * time)) / 2, 1 - c.fall * time)
+        rates[name] = c.learning_rate * share * first, second
 
     def update(group: str, leaf: str, w: Array, g: Array, slots: Array) -> tuple[Array, Array]:
         c, (rate, correct) = groups[group], rates[group]

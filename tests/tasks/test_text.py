@@ -17,7 +17,7 @@ from mnms_jax.tasks.text import (
     fit_encoder,
     make_batch,
     normalize,
-    split_rows,
+    split_texts,
     tokenize,
 )
 from mnms_jax.types import Split
@@ -77,44 +77,44 @@ def test_deduplicate_needs_a_label_of_each_text() -> None:
 @pytest.mark.parametrize(
     ("rows", "sizes"), [(100, [80, 10, 10]), (33, [26, 3, 4]), (5, [4, 0, 1]), (0, [0, 0, 0])]
 )
-def test_split_rows_takes_the_shares_and_loses_no_row(rows: int, sizes: list[int]) -> None:
+def test_split_texts_takes_the_shares_and_loses_no_row(rows: int, sizes: list[int]) -> None:
     texts = [f"text {row}" for row in range(rows)]
     labels = [row % 7 for row in range(rows)]
-    parts = split_rows(texts, labels, _SHARES)
+    parts = split_texts(texts, labels, _SHARES)
     assert list(parts) == list(_SHARES)
-    assert [len(part.texts) for part in parts.values()] == sizes
+    assert [len(part.inputs) for part in parts.values()] == sizes
     assert all(part.labels.dtype == np.int32 for part in parts.values())
     pairs = [
         pair
         for part in parts.values()
-        for pair in zip(part.texts, part.labels.tolist(), strict=True)
+        for pair in zip(part.inputs, part.labels.tolist(), strict=True)
     ]
     assert sorted(pairs) == sorted(zip(texts, labels, strict=True))
 
 
-def test_split_rows_orders_by_a_hash_of_seed_and_text() -> None:
+def test_split_texts_orders_by_a_hash_of_seed_and_text() -> None:
     texts = ["alpha", "beta", "gamma", "delta"]
     order = sorted(texts, key=lambda text: hashlib.sha256(b"3:" + text.encode()).digest())
-    parts = split_rows(texts, [0, 1, 2, 3], {"first": 0.5, "second": 0.5}, seed=3)
-    assert [*parts["first"].texts, *parts["second"].texts] == order
+    parts = split_texts(texts, [0, 1, 2, 3], {"first": 0.5, "second": 0.5}, seed=3)
+    assert [*parts["first"].inputs, *parts["second"].inputs] == order
     assert parts["first"].labels.tolist() == [texts.index(text) for text in order[:2]]
 
 
-def test_split_rows_depends_on_the_seed_and_not_on_the_order() -> None:
+def test_split_texts_depends_on_the_seed_and_not_on_the_order() -> None:
     texts = [f"text {row}" for row in range(60)]
     labels = list(range(60))
-    forward = split_rows(texts, labels, _SHARES, seed=0)
-    backward = split_rows(texts[::-1], labels[::-1], _SHARES, seed=0)
-    other = split_rows(texts, labels, _SHARES, seed=1)
+    forward = split_texts(texts, labels, _SHARES, seed=0)
+    backward = split_texts(texts[::-1], labels[::-1], _SHARES, seed=0)
+    other = split_texts(texts, labels, _SHARES, seed=1)
     for name in _SHARES:
-        assert forward[name].texts == backward[name].texts
+        assert forward[name].inputs == backward[name].inputs
         np.testing.assert_array_equal(forward[name].labels, backward[name].labels)
-        assert set(forward[name].texts) != set(other[name].texts)
+        assert set(forward[name].inputs) != set(other[name].inputs)
 
 
-def test_split_rows_needs_a_label_of_each_text_at_least() -> None:
+def test_split_texts_needs_a_label_of_each_text_at_least() -> None:
     with pytest.raises(IndexError):
-        split_rows(["a", "b", "c"], [0], {"all": 1.0})
+        split_texts(["a", "b", "c"], [0], {"all": 1.0})
 
 
 SIZES = TextSizes(vocabulary=6, length=5, ngrams=64, hashed=32)
@@ -186,7 +186,7 @@ def test_common_number_of_ngrams_is_a_multiple_of_eight_that_fits_most():
     encoder = fit_encoder(texts, PLAIN, SIZES._replace(ngrams=1000), 25)
     assert common_ngrams([encoder], [split]) == 40  # the 95th percentile is 39
     one = Split(("a a",), np.zeros(1, np.int32))
-    tiny = fit_encoder(one.texts, PLAIN, SIZES, 25)
+    tiny = fit_encoder(one.inputs, PLAIN, SIZES, 25)
     assert common_ngrams([tiny], [one]) == 8
     assert common_ngrams([tiny, encoder], [one, split]) == 40
 
@@ -258,7 +258,7 @@ def test_all_tasks_share_shapes_and_padding_is_never_counted():
         assert not np.delete(np.asarray(array), used, 0).any()
     encoder = inputs.encoder(0, spec.preprocessing)
     for split, rows in (("train", slice(0, 30)), ("validation", slice(128, 138))):
-        expected = encode(encoder, short.splits[split].texts)
+        expected = encode(encoder, short.splits[split].inputs)
         assert expected.ngrams.shape[1] == encoder.num_ngrams
         order = np.argsort((expected.tokens > 0).sum(1), kind="stable")  # by length
         assert (order != np.arange(len(order))).any()

@@ -46,13 +46,13 @@ def test_shapes_and_class_names(tfds_dir, name, class_names):
     assert task.name == name
     assert task.class_names == class_names
     assert list(task.splits) == ["train", "validation", "test"]
-    sizes = {part: len(split.texts) for part, split in task.splits.items()}
+    sizes = {part: len(split.inputs) for part, split in task.splits.items()}
     assert sizes == {"train": 90, "validation": 10, "test": len(ROWS[name][1])}
     for split in task.splits.values():
-        assert split.labels.shape == (len(split.texts),)
+        assert split.labels.shape == (len(split.inputs),)
         assert split.labels.dtype == np.int32
         assert set(split.labels.tolist()) == {0, 1}
-        assert all(type(text) is str for text in split.texts)
+        assert all(type(text) is str for text in split.inputs)
 
 
 @pytest.mark.parametrize("name", ["sst2", "imdb"])
@@ -75,20 +75,20 @@ def test_test_split_is_as_published(tfds_dir, name):
 @pytest.mark.parametrize("name", ["sst2", "imdb"])
 def test_splits_do_not_overlap(tfds_dir, name):
     splits = load(name, tfds_dir).splits
-    keys = {part: {normalize(text) for text in split.texts} for part, split in splits.items()}
-    assert len(set.union(*keys.values())) == sum(len(split.texts) for split in splits.values())
+    keys = {part: {normalize(text) for text in split.inputs} for part, split in splits.items()}
+    assert len(set.union(*keys.values())) == sum(len(split.inputs) for split in splits.values())
 
 
 @pytest.mark.parametrize("name", ["sst2", "imdb"])
 def test_loading_twice_gives_the_same(tfds_dir, name):
     first, second = load(name, tfds_dir), load(name, tfds_dir)
     for part in ("train", "validation", "test"):
-        assert first.splits[part].texts == second.splits[part].texts
+        assert first.splits[part].inputs == second.splits[part].inputs
         np.testing.assert_array_equal(first.splits[part].labels, second.splits[part].labels)
 
 
 def test_bytes_that_are_not_utf8_are_replaced(tfds_dir):
-    texts = load("imdb", tfds_dir).splits["test"].texts
+    texts = load("imdb", tfds_dir).splits["test"].inputs
     assert [text[:5] for text in texts if "\ufffd" in text] == ["caf\ufffd "]
 
 
@@ -111,17 +111,17 @@ def test_default_folder_is_that_of_tfds(tfds_dir, monkeypatch, no_network, tmp_p
 def test_newest_complete_version_is_read(tmp_path):
     tfds_data.write_sst2(tmp_path, num_rows=40, version="2.0.0")
     tfds_data.write_sst2(tmp_path, num_rows=60, version="10.0.0")
-    assert len(load("sst2", tmp_path).splits["train"].texts) == 54
+    assert len(load("sst2", tmp_path).splits["train"].inputs) == 54
     (tmp_path / "glue/sst2/10.0.0/dataset_info.json").unlink()
-    assert len(load("sst2", tmp_path).splits["train"].texts) == 36
+    assert len(load("sst2", tmp_path).splits["train"].inputs) == 36
 
 
 def test_sentiment_words_can_be_learnt(tfds_dir):
     splits = load("sst2", tfds_dir).splits
     votes = collections.Counter()
-    for text, label in zip(splits["train"].texts, splits["train"].labels, strict=True):
+    for text, label in zip(splits["train"].inputs, splits["train"].labels, strict=True):
         votes.update({word: 2 * int(label) - 1 for word in text.lower().split()})
-    guesses = [sum(votes[word] for word in text.split()) > 0 for text in splits["test"].texts]
+    guesses = [sum(votes[word] for word in text.split()) > 0 for text in splits["test"].inputs]
     assert np.mean(guesses == splits["test"].labels) > 0.9
 
 
@@ -137,7 +137,7 @@ def test_any_data_set_can_be_named(tfds_dir):
     assert task.name == "glue-sst2"
     assert task.class_names == named.class_names
     for part, split in named.splits.items():
-        assert task.splits[part].texts == split.texts
+        assert task.splits[part].inputs == split.inputs
         np.testing.assert_array_equal(task.splits[part].labels, split.labels)
 
 
@@ -233,7 +233,7 @@ def test_half_prepared_folder_is_named_with_its_fault(
 
 def test_missing_split_of_the_unlabelled_rows_does_no_harm(sst2_copy, tmp_path):
     remove("*-test.*")(sst2_copy)
-    assert len(load("sst2", tmp_path).splits["test"].texts) == 25
+    assert len(load("sst2", tmp_path).splits["test"].inputs) == 25
 
 
 def test_tfrecord_only(sst2_copy, tmp_path, no_network):

@@ -146,7 +146,7 @@ def test_missing_data_are_downloaded(sst2_site, tfds_dir, tmp_path):
             (text.lower(), label) for text, label in pairs(same.splits[part])
         }
     (sst2_site / "SST-2.zip").unlink()
-    assert load("sst2", tmp_path / "new").splits["test"].texts == task.splits["test"].texts
+    assert load("sst2", tmp_path / "new").splits["test"].inputs == task.splits["test"].inputs
 
 
 def test_missing_imdb_is_downloaded(tfds_dir, tmp_path, monkeypatch):
@@ -172,10 +172,10 @@ def test_missing_imdb_is_downloaded(tfds_dir, tmp_path, monkeypatch):
         task = load("imdb", tmp_path / "new")
     same = load("imdb", tfds_dir)
     assert task.class_names == same.class_names
-    assert {text.strip() for text in task.splits["test"].texts} == {
-        text.strip() for text in same.splits["test"].texts
+    assert {text.strip() for text in task.splits["test"].inputs} == {
+        text.strip() for text in same.splits["test"].inputs
     }
-    assert len(task.splits["train"].texts) == 90
+    assert len(task.splits["train"].inputs) == 90
 
 
 def test_the_command_in_the_message_prepares_the_data(sst2_site, tmp_path, monkeypatch):
@@ -186,7 +186,7 @@ def test_the_command_in_the_message_prepares_the_data(sst2_site, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     with tfds._archives_without_tensorflow():
         exec(code, {})
-    assert len(load("sst2", tmp_path / "tfds_data").splits["train"].texts) == 90
+    assert len(load("sst2", tmp_path / "tfds_data").splits["train"].inputs) == 90
 
 
 @pytest.mark.parametrize("content", [b"not a zip archive", None])

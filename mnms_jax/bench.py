@@ -1,0 +1,154 @@
+"""What all searches of an experiment share, by the kind of its tasks."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from absl import logging
+
+from mnms_jax.children import image, text
+from mnms_jax.config import Config
+from mnms_jax.export import Child, ImageChild, TextChild
+from mnms_jax.space import SearchSpace
+from mnms_jax.tasks.embeddings import WordVectors, glove50, load_word_vectors
+from mnms_jax.tasks.image_inputs import ImageInputs
+from mnms_jax.tasks.inputs import TextInputs
+from mnms_jax.tasks.packaged import cache_folder
+from mnms_jax.tasks.registry import load_tasks
+from mnms_jax.training.fit import Trainer
+from mnms_jax.types import ChildData, ChildFamily, ChildSpec, Choice, Params, Task, UserError
+
+
+class Inputs(Protocol):
+    """What children read of tasks."""
+
+    num_classes: int  # most classes of a task
+
+    @property
+    def digests(self) -> dict[str, str]: ...
+
+    def child_data(self, task_id: int, spec: ChildSpec) -> ChildData: ...
+
+
+class Bench(NamedTuple):
+    """What every search of an experiment shares: tasks, children, and who trains them."""
+
+    tasks: tuple[Task, ...]
+    family: ChildFamily
+    inputs: Inputs
+    # Task index, design, variables -> the child, to be used by itself.
+    make_child: Callable[[int, Mapping[str, Choice], Params], Child]
+    trainer: Trainer
+
+
+def make_bench(config: Config) -> Bench:
+    """Returns the tasks and the trainer that a configuration names.
+
+    Without the packaged GloVe vectors, the search space of texts lacks them, and the log says so.
+
+    Raises:
+      UserError: an unknown task, data that can't be had, an embedding file that can't be read, or
+        tasks of several kinds, which have no search space in common.
+    """
+    tasks = load_tasks(config.tasks, config.data_dir and os.path.expanduser(config.data_dir))
+    first = tasks[0]
+    for task in tasks:
+        if task.kind != first.kind:
+            raise UserError(
+                f"task {first.name!r} is of {first.kind}s and {task.name!r} of {task.kind}s: they "
+                "have no search space in common; search them one by one"
+            )
+    if first.kind == "image":
+        return _image_bench(config, tasks)
+    return _text_bench(config, tasks)
+
+
+def _text_bench(config: Config, tasks: Sequence[Task]) -> Bench:
+    vectors = _load_vectors(config, tasks)
+    lengths = {name: table.vectors.shape[1] for name, table in vectors.items()}
+    family = text.make_text_family(config.space, lengths)
+    inputs = TextInputs(tasks, text.PRESETS[config.space], vectors)
+
+    def make_child(task_id: int, design: Mapping[str, Choice], variables: Params) -> Child:
+        spec, task = family.make_spec(design), tasks[task_id]
+        architecture, preprocessing = spec.architecture, spec.preprocessing
+        assert isinstance(architecture, text.TextArchitecture)
+        assert isinstance(preprocessing, text.TextPreprocessing)
+        return TextChild(
+            task.name,
+            task.class_names,
+            dict(design),
+            architecture,
+            spec.hyperparameters,
+            inputs.encoder(task_id, preprocessing),
+            inputs.table(task_id, preprocessing, architecture),
+            variables,
+        )
+
+    trainer = make_trainer(config, family, inputs)
+    return Bench(tuple(tasks), family, inputs, make_child, trainer)
+
+
+def _load_vectors(config: Config, tasks: Sequence[Task]) -> dict[str, WordVectors]:
+    vectors = {}
+    try:
+        vectors["glove50"] = glove50()
+    except UserError as error:
+        logging.warning("searching without glove50: %s", error)
+    for name, file in config.embedding_files.items():
+        vectors[name] = load_word_vectors(os.path.expanduser(file))
+    for task in tasks:
+        if task.name in vectors:
+            raise UserError(f"a task and an embedding are called {task.name!r}; rename one of them")
+    return vectors
+
+
+def _image_bench(config: Config, tasks: Sequence[Task]) -> Bench:
+    if config.embeddings:
+        raise UserError("--embeddings: images have no words; leave it out")
+    family = image.make_image_family(config.space)
+    inputs = ImageInputs(tasks, image.PRESETS[config.space])
+
+    def make_child(task_id: int, design: Mapping[str, Choice], variables: Params) -> Child:
+        spec, task = family.make_spec(design), tasks[task_id]
+        assert isinstance(spec.architecture, image.ImageArchitecture)
+        return ImageChild(
+            task.name,
+            task.class_names,
+            dict(design),
+            spec.architecture,
+            spec.hyperparameters,
+            inputs.side,
+            inputs.channels,
+            inputs.child_data(task_id, spec).constants,
+            variables,
+        )
+
+    trainer = make_trainer(config, family, inputs)
+    return Bench(tuple(tasks), family, inputs, make_child, trainer)
+
+
+def make_trainer(config: Config, family: ChildFamily, inputs: Inputs) -> Trainer:
+    """Returns what trains a family's children, with the configuration's seed."""
+    trainer = Trainer(
+        family,
+        inputs.child_data,
+        num_classes=inputs.num_classes,
+        seed=config.seed,
+        num_workers=config.num_workers,
+        lanes=config.lanes,
+        rung_samples=rung_samples(family.space) if config.early_stopping else (),
+        program_folder=cache_folder() / "programs",
+    )
+    logging.info("children are trained by %s", trainer.layout)
+    return trainer
+
+
+def rung_samples(space: SearchSpace) -> tuple[int, ...]:
+    """Returns the numbers of samples at which children may be stopped early.
+
+    Half of the fewest samples that a design has, then all of the choices but the most.
+    """
+    samples = space.decisions[space.names.index("samples")].choices
+    ascending = sorted(int(choice) for choice in samples)
+    return (ascending[0] // 2, *ascending[:-1])

@@ -1,0 +1,312 @@
+"""Image classification children: convolutional networks, and their search space."""
+
+import functools
+from collections.abc import Hashable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mnms_jax.children.layers import (
+    ACTIVATIONS,
+    NORMALIZATIONS,
+    Normalization,
+    NormalizedDense,
+    activate,
+    activation_coefficients,
+    keep_mask,
+    layer_bits,
+    round_up,
+    to_uniform,
+    uniform_param,
+)
+from mnms_jax.space import Decision, SearchSpace
+from mnms_jax.types import (
+    AnyArray,
+    Array,
+    ChildFamily,
+    ChildModel,
+    ChildSpec,
+    Choice,
+    OptimizerSettings,
+    Params,
+    UserError,
+)
+
+
+class ImageArchitecture(NamedTuple):
+    """What chooses the compiled program of an image child."""
+
+    blocks: int  # each a convolution, a 2 x 2 pooling, normalisation, activation and dropout
+    filters: int  # of the first block; each further one has twice as many
+    kernel_size: int  # of all convolutions
+    pooling: str  # "max", "mean", or "stride": the convolution moves by two
+    skip: bool  # whether a block's pooled input is added to its output
+    readout: str  # what the dense layers see: "flat", all positions; "mean", their mean
+    hidden_layers: int
+    hidden_size: int  # most units of a hidden layer
+
+    def __str__(self) -> str:
+        skip = " skip" if self.skip else ""
+        hidden = f" {self.hidden_layers}x{self.hidden_size}" if self.hidden_layers else " linear"
+        convolutions = f"conv{self.kernel_size}x{self.filters} {self.blocks}x{self.pooling}"
+        return f"{convolutions}{skip} {self.readout}{hidden}"
+
+
+class ImageHyperparameters(NamedTuple):
+    """What the program of an image child takes as traced inputs."""
+
+    shift: AnyArray  # most pixels by which training images are moved, in each direction
+    flip: AnyArray  # 1.0: half of the training images are mirrored, 0.0: none
+    conv_activation: AnyArray  # [7], see layers.ACTIVATIONS
+    conv_normalization: AnyArray  # index into layers.NORMALIZATIONS
+    conv_dropout: AnyArray  # share of the feature maps
+    hidden_size: AnyArray  # units of each hidden layer
+    hidden_activation: AnyArray  # [7]
+    normalization: AnyArray  # index into layers.NORMALIZATIONS
+    hidden_dropout: AnyArray
+
+
+class PixelStatistics(NamedTuple):
+    """What a task's training images are scaled by."""
+
+    mean: AnyArray  # float32 [C]
+    deviation: AnyArray  # float32 [C]
+
+
+PRESETS = {"cpu": 32, "full": 96}  # most pixels of a side; larger images are made smaller
+_LANES = 128  # hidden layers are padded to a multiple
+
+
+def make_image_family(preset: str = "cpu") -> ChildFamily:
+    """Returns the image children of a preset.
+
+    Args:
+      preset: "full" (all choices) or "cpu" (the same decisions with fewer and lighter choices).
+
+    Raises:
+      UserError: an unknown preset.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"space {preset!r} is unknown; there are {', '.join(sorted(PRESETS))}")
+    return ChildFamily(SearchSpace(_decisions(preset == "cpu")), _make_spec, make_image_model)
+
+
+def _make_spec(design: Mapping[str, Choice]) -> ChildSpec:
+    layers = int(design["hidden_layers"])
+    architecture = ImageArchitecture(
+        blocks=int(design["blocks"]),
+        filters=int(design["filters"]),
+        kernel_size=int(design["kernel_size"]),
+        pooling=str(design["pooling"]),
+        skip=bool(design["skip"]),
+        readout=str(design["readout"]),
+        hidden_layers=layers,
+        hidden_size=round_up(int(design["hidden_size"]), _LANES) if layers else 0,
+    )
+    settings = OptimizerSettings(
+        str(design["optimizer"]),
+        float(design["learning_rate"]),
+        float(design["regularization"]),
+        str(design["schedule"]),
+    )
+    samples = int(design["samples"])
+    return ChildSpec(architecture, None, _hyperparameters(design), {"network": settings}, samples)
+
+
+def _hyperparameters(design: Mapping[str, Choice]) -> ImageHyperparameters:
+    def number(name: str) -> np.float32:
+        return np.float32(design.get(name, 0.0))
+
+    return ImageHyperparameters(
+        shift=number("shift"),
+        flip=number("flip"),
+        conv_activation=activation_coefficients(str(design["conv_activation"])),
+        conv_normalization=np.int32(NORMALIZATIONS.index("batch") * number("conv_batch_norm")),
+        conv_dropout=number("conv_dropout"),
+        hidden_size=number("hidden_size"),
+        hidden_activation=activation_coefficients(str(design.get("hidden_activation", "relu"))),
+        normalization=np.int32(NORMALIZATIONS.index(str(design.get("normalization", "none")))),
+        hidden_dropout=number("hidden_dropout"),
+    )
+
+
+def _decisions(cpu: bool) -> list[Decision]:
+    activations = ("relu", "swish", "tanh") if cpu else tuple(ACTIVATIONS)
+    dropouts = (0.0, 0.2, 0.5) if cpu else (0.0, 0.1, 0.2, 0.3, 0.5)
+    layers = (0, 1) if cpu else (0, 1, 2)
+    hidden: dict[str, tuple[Choice, ...]] = {"hidden_layers": layers[1:]}
+    rates = (0.001, 0.003, 0.01, 0.03, 0.1)
+    samples = (10_000, 20_000, 40_000) if cpu else (200_000, 500_000, 1_000_000, 2_000_000)
+    return [
+        Decision("shift", (0, 1, 2) if cpu else (0, 1, 2, 4)),
+        Decision("flip", (False, True)),
+        Decision("blocks", (1, 2, 3) if cpu else (1, 2, 3, 4)),
+        Decision("filters", (8, 16) if cpu else (16, 32, 64, 128)),
+        Decision("kernel_size", (3, 5)),
+        Decision("pooling", ("max", "mean", "stride")),
+        Decision("skip", (False, True)),
+        Decision("conv_activation", activations),
+        Decision("conv_batch_norm", (False, True)),
+        Decision("conv_dropout", dropouts),
+        Decision("readout", ("flat", "mean")),
+        Decision("hidden_layers", layers),
+        Decision("hidden_size", (64, 128) if cpu else (128, 256, 512), hidden),
+        Decision("hidden_activation", activations, hidden),
+        Decision("normalization", NORMALIZATIONS, hidden),
+        Decision("hidden_dropout", dropouts, hidden),
+        Decision("optimizer", ("sgd", "adam", "adagrad")),
+        Decision("learning_rate", rates),
+        Decision("schedule", ("linear", "cosine", "constant")),
+        Decision("regularization", (0.0, 1e-4, 1e-3)),
+        Decision("samples", samples),
+    ]
+
+
+@functools.cache
+def make_image_model(architecture: Hashable, num_classes: int) -> ChildModel:
+    """Returns the child of an architecture, always the same object for the same arguments.
+
+    A batch is of images, uint8 [B, S, S, C]; its constants are their PixelStatistics.
+    """
+    assert isinstance(architecture, ImageArchitecture)
+    module = _ImageChild(architecture, num_classes)
+
+    def init(seed: Array, batch: Any, constants: Any, hyperparameters: Any) -> Params:
+        unused = jax.random.key(0)
+        return module.init(unused, batch, constants, hyperparameters, seed, False)
+
+    def apply(
+        variables: Params,
+        batch: Any,
+        constants: Any,
+        hyperparameters: Any,
+        seed: Array,
+        training: AnyArray,
+    ) -> tuple[Array, Params]:
+        inputs = (batch, constants, hyperparameters, seed, training)
+        logits, updated = module.apply(variables, *inputs, mutable=["batch_stats"])
+        return logits, updated.get("batch_stats", {})
+
+    return ChildModel(init, apply)
+
+
+class _ImageChild(nn.Module):
+    architecture: ImageArchitecture
+    num_classes: int
+
+    def setup(self) -> None:
+        self.network = _Network(self.architecture, self.num_classes)
+
+    def __call__(
+        self,
+        images: Array,
+        statistics: PixelStatistics,
+        hyper: ImageHyperparameters,
+        seed: Array,
+        training: Array,
+    ) -> Array:
+        x = (images - statistics.mean) / statistics.deviation
+        x = augment(x, seed, hyper.shift * training, hyper.flip * training)
+        return self.network(x, hyper, seed, training)
+
+
+def augment(x: Array, seed: Array, shift: Array, flip: Array) -> Array:
+    """Mirrors images at random, and moves them; what comes in at the border is zero.
+
+    Args:
+      x: [B, H, W, C].
+      seed: uint32 [].
+      shift: [], most pixels in each of the two directions.
+      flip: [], 1.0: each is mirrored with probability 1/2; 0.0: none is.
+    """
+    num_images, height, width, _ = x.shape
+    down, right, mirrored = to_uniform(layer_bits(seed, 200, (3, num_images, 1)))
+    down, right = (jnp.floor(u * (2 * shift + 1) - shift).astype(int) for u in (down, right))
+    rows = jnp.arange(height)[None] + down
+    columns = jnp.arange(width)[None]
+    columns = jnp.where(mirrored < flip / 2, width - 1 - columns, columns) + right
+    # A negative index would count from the end.
+    rows, columns = (jnp.where(i < 0, max(height, width), i) for i in (rows, columns))
+    image = jnp.arange(num_images)[:, None, None]
+    return x.at[image, rows[:, :, None], columns[:, None]].get(mode="fill", fill_value=0)
+
+
+class _Network(nn.Module):
+    architecture: ImageArchitecture
+    num_classes: int
+
+    @nn.compact
+    def __call__(
+        self, x: Array, hyper: ImageHyperparameters, seed: Array, training: Array
+    ) -> Array:
+        arch = self.architecture
+        for number in range(arch.blocks):
+            x = self._block(x, number, hyper, seed, training)
+        x = jnp.mean(x, (1, 2)) if arch.readout == "mean" else x.reshape(len(x), -1)
+        fan_in: AnyArray = x.shape[-1]
+        for layer in range(arch.hidden_layers):
+            dense = NormalizedDense(arch.hidden_size, name=f"hidden{layer}")
+            x = dense(x, fan_in, hyper.hidden_size, hyper.normalization, seed, training)
+            fan_in = hyper.hidden_size
+            mask = keep_mask(seed, layer, hyper.hidden_dropout * training, x.shape)
+            mask *= jnp.arange(arch.hidden_size)[None] < fan_in
+            x = activate(x, hyper.hidden_activation, mask)
+        # [C, H], not [H, C]: only a draw's leading axis may be padded without changing the draw.
+        shape, bound = (self.num_classes, x.shape[-1]), jnp.sqrt(3 / fan_in)
+        kernel = uniform_param(self, "kernel", seed, shape, bound)
+        bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
+        return x @ kernel.T + bias[None]
+
+    def _block(
+        self, x: Array, number: int, hyper: ImageHyperparameters, seed: Array, training: Array
+    ) -> Array:
+        """Returns [B, ceil(H / 2), ceil(W / 2), filters] for x [B, H, W, C]."""
+        arch = self.architecture
+        filters = arch.filters << number
+        x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
+        stride = 2 if arch.pooling == "stride" else 1
+        y = _Convolution(filters, arch.kernel_size, stride, name=f"conv{number}")(x, seed)
+        if arch.pooling != "stride":
+            y = _pool(y, arch.pooling)
+        if arch.skip:
+            y += _Convolution(filters, 1, name=f"skip{number}")(_pool(x, "mean"), seed)
+        # Pooled first, as normalisation and activation then take a quarter of the numbers.
+        norm = Normalization(filters, name=f"norm{number}")
+        flat = norm(y.reshape(-1, filters), filters, hyper.conv_normalization, training)
+        y = flat.reshape(y.shape)
+        # Whole feature maps are dropped, as neighbouring pixels are correlated (Tompson et al.
+        # 2015, "Efficient Object Localization Using Convolutional Networks").
+        maps = (len(y), 1, 1, filters)
+        mask = keep_mask(seed, 100 + number, hyper.conv_dropout * training, maps)
+        return activate(y, hyper.conv_activation, mask)
+
+
+class _Convolution(nn.Module):
+    """A convolution with zeros around."""
+
+    filters: int
+    size: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array, seed: Array) -> Array:
+        """Returns [B, H / stride, W / stride, filters] for x [B, H, W, C]."""
+        channels = x.shape[-1]
+        kernel = uniform_param(self, "kernel", seed, (self.size**2 * channels, self.filters))
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel.reshape(self.size, self.size, channels, self.filters),
+            (self.stride, self.stride),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+def _pool(x: Array, kind: str) -> Array:
+    """Returns the largest or the mean of every 2 x 2 positions; [B, H, W, C], H and W even."""
+    num_images, height, width, channels = x.shape
+    fields = x.reshape(num_images, height // 2, 2, width // 2, 2, channels)
+    return (jnp.max if kind == "max" else jnp.mean)(fields, (2, 4))
