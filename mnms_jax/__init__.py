@@ -34,6 +34,7 @@ from mnms_jax.strategies import TableSetup, make_strategy
 from mnms_jax.tabular import RewardTable, TableBenchmark, draw_reward, find_row
 from mnms_jax.tabular_experiment import run_tabular
 from mnms_jax.tasks.embeddings import glove50, load_word_vectors
+from mnms_jax.tasks.image_inputs import ImageInputs
 from mnms_jax.tasks.inputs import TextInputs
 from mnms_jax.tasks.registry import load_tasks
 from mnms_jax.tasks.table_files import read_table
@@ -62,6 +63,7 @@ __all__ = [
     "ChildSpec",
     "Config",
     "Decision",
+    "ImageInputs",
     "Learner",
     "LeaveOneOutSetup",
     "Method",

@@ -14,11 +14,19 @@ REFERENCE = {
 }
 
 
+SCHEDULES = {
+    "linear": optax.linear_schedule(0.05, 0.0, 20),
+    "cosine": optax.cosine_decay_schedule(0.05, 20),
+    "constant": optax.constant_schedule(0.05),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", REFERENCE)
-def test_twenty_steps_equal_optax(name):
+def test_twenty_steps_equal_optax(name, schedule):
     params = {"deep": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}}
-    groups = {"deep": coefficients(OptimizerSettings(name, 0.05, 0.0))}
-    transform = REFERENCE[name](optax.linear_schedule(0.05, 0.0, 20))
+    groups = {"deep": coefficients(OptimizerSettings(name, 0.05, 0.0, schedule))}
+    transform = REFERENCE[name](SCHEDULES[schedule])
     ours, slots = params, init_slots(params, groups)
     theirs, state = params, transform.init(params)
     for step in range(20):
@@ -66,3 +74,5 @@ def test_nothing_moves_outside_training_even_by_what_is_not_finite(name):
 def test_unknown_optimizer():
     with pytest.raises(UserError, match="did you mean 'adam'"):
         coefficients(OptimizerSettings("adamm", 0.1, 0.0))
+    with pytest.raises(UserError, match="schedule 'cosin' is unknown; did you mean 'cosine'"):
+        coefficients(OptimizerSettings("adam", 0.1, 0.0, "cosin"))

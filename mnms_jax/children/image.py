@@ -208,7 +208,8 @@ class _ImageChild(nn.Module):
         seed: Array,
         training: Array,
     ) -> Array:
-        x = (images - statistics.mean) / statistics.deviation
+        mean, deviation = (x.reshape(1, 1, 1, -1) for x in statistics)
+        x = (images - mean) / deviation
         x = augment(x, seed, hyper.shift * training, hyper.flip * training)
         return self.network(x, hyper, seed, training)
 
@@ -285,7 +286,10 @@ class _Network(nn.Module):
 
 
 class _Convolution(nn.Module):
-    """A convolution with zeros around."""
+    """A convolution with zeros around, as one matrix product over what each filter sees.
+
+    XLA's own take ten times as long on CPUs inside of a loop, which training is.
+    """
 
     filters: int
     size: int
@@ -294,15 +298,16 @@ class _Convolution(nn.Module):
     @nn.compact
     def __call__(self, x: Array, seed: Array) -> Array:
         """Returns [B, H / stride, W / stride, filters] for x [B, H, W, C]."""
-        channels = x.shape[-1]
-        kernel = uniform_param(self, "kernel", seed, (self.size**2 * channels, self.filters))
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel.reshape(self.size, self.size, channels, self.filters),
-            (self.stride, self.stride),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        _, height, width, channels = x.shape
+        border = self.size // 2
+        x = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
+        seen = [
+            x[:, row : row + height : self.stride, column : column + width : self.stride]
+            for row in range(self.size)
+            for column in range(self.size)
+        ]
+        shape = (self.size**2 * channels, self.filters)
+        return jnp.concatenate(seen, -1) @ uniform_param(self, "kernel", seed, shape)
 
 
 def _pool(x: Array, kind: str) -> Array:
