@@ -46,6 +46,7 @@ def make_candidates(
       numbers: of all others.
     """
     policy_key, uniform_key, parent_key, mutation_key, stranger_key = jax.random.split(key, 5)
+    own_key, source_key = parent_key, jax.random.fold_in(parent_key, 1)
 
     def draw(policy: Policy, params: Params, key: PRNGKey, number: int) -> Array:
         sample = jax.vmap(policy.sample, in_axes=(None, 0, None))
@@ -57,12 +58,15 @@ def make_candidates(
     number = min(_PARENTS, len(known))
     rewards, best = jax.lax.top_k(jnp.where(known, trials.rewards, -jnp.inf), number)
     own = jnp.where(jnp.isfinite(rewards)[:, None], trials.actions[best], drawn[:number])
-    parents = jnp.concatenate([own, suggestions.designs])
-    num_parents = len(own) + suggestions.number
-    chosen = jax.random.randint(parent_key, (numbers.mutated,), 0, num_parents)
+    parents = own[jax.random.randint(own_key, (numbers.mutated,), 0, len(own))]
+    if len(suggestions.designs):
+        most = jnp.maximum(suggestions.number, 1)
+        theirs = suggestions.designs[jax.random.randint(source_key, (numbers.mutated,), 0, most)]
+        is_theirs = (jnp.arange(numbers.mutated) % 2 == 1) & (suggestions.number > 0)
+        parents = jnp.where(is_theirs[:, None], theirs, parents)
     strangers = draw(uniform, {}, stranger_key, numbers.mutated)
     mutants = jax.vmap(mutate, in_axes=(0, None, 0, 0))(
-        jax.random.split(mutation_key, numbers.mutated), space, parents[chosen], strangers
+        jax.random.split(mutation_key, numbers.mutated), space, parents, strangers
     )
     sampled = draw(policy, params, policy_key, numbers.sampled)
     return jnp.concatenate([suggestions.designs, sampled, drawn, mutants])

@@ -11,6 +11,7 @@ import time
 
 import pytest
 from commands import ROOT, command, kill_when, lines, run
+from idx import write_idx
 
 import mnms_jax
 from mnms_jax.bench import make_bench
@@ -245,3 +246,24 @@ def test_own_embeddings_are_searched_and_exported(tmp_path, data_dir, monkeypatc
     # Without the file it is another search space.
     with pytest.raises(UserError, match=r"data: .*search_space"):
         run_experiment(mnms_jax.Config(**{**config.__dict__, "embeddings": ()}))
+
+
+def test_images_are_searched_and_what_was_learned_is_carried_over(tmp_path):
+    digits = mnms_jax.load_tasks(["digits"])[0].splits["train"]
+    write_idx(tmp_path, "train", 255 - digits.inputs[:300, ::-1, :, 0], digits.labels[:300])
+    flags = ("--num_trials=3", "--nocompare_random")
+    first, second = tmp_path / "first", tmp_path / "second"
+    done = run(*command("multitask", "--tasks=digits", f"--workdir={first}", *flags))
+    assert done.returncode == 0, done.stderr
+    assert "pixels + logistic regression" in done.stdout
+    new = (f"--from={first}", f"--tasks=mirrored={tmp_path}", f"--workdir={second}")
+    done = run(*command("transfer", *new, *flags))
+    assert done.returncode == 0, done.stderr
+    best = json.loads((second / "summary.json").read_text())["tasks"]["mirrored"]["finalists"][0]
+    test = mnms_jax.load_tasks([f"mirrored={tmp_path}"])[0].splits["test"]
+    child = mnms_jax.load_child(second / "best" / "mirrored")
+    assert best["test"] == pytest.approx(
+        (child.predict_proba(test.inputs).argmax(1) == test.labels).mean()
+    )
+    known = {tuple(row["decisions"].items()) for row in lines(first)}
+    assert tuple(lines(second)[0]["decisions"].items()) in known  # the source's best design
