@@ -13,9 +13,9 @@ from mnms_jax.children.layers import (
     ACTIVATIONS,
     NORMALIZATIONS,
     Normalization,
-    NormalizedDense,
     activate,
     activation_coefficients,
+    dense_layers,
     keep_mask,
     layer_bits,
     round_up,
@@ -247,19 +247,11 @@ class _Network(nn.Module):
         for number in range(arch.blocks):
             x = self._block(x, number, hyper, seed, training)
         x = jnp.mean(x, (1, 2)) if arch.readout == "mean" else x.reshape(len(x), -1)
-        fan_in: AnyArray = x.shape[-1]
-        for layer in range(arch.hidden_layers):
-            dense = NormalizedDense(arch.hidden_size, name=f"hidden{layer}")
-            x = dense(x, fan_in, hyper.hidden_size, hyper.normalization, seed, training)
-            fan_in = hyper.hidden_size
-            mask = keep_mask(seed, layer, hyper.hidden_dropout * training, x.shape)
-            mask *= jnp.arange(arch.hidden_size)[None] < fan_in
-            x = activate(x, hyper.hidden_activation, mask)
-        # [C, H], not [H, C]: only a draw's leading axis may be padded without changing the draw.
-        shape, bound = (self.num_classes, x.shape[-1]), jnp.sqrt(3 / fan_in)
-        kernel = uniform_param(self, "kernel", seed, shape, bound)
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
-        return x @ kernel.T + bias[None]
+        logits = dense_layers(
+            self, x, arch.hidden_layers, arch.hidden_size, self.num_classes, hyper, seed, training
+        )
+        return logits + bias[None]
 
     def _block(
         self, x: Array, number: int, hyper: ImageHyperparameters, seed: Array, training: Array

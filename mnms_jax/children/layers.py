@@ -3,6 +3,7 @@
 import functools
 import math
 import zlib
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -296,6 +297,42 @@ class NormalizedDense(nn.Module):
         shape, bound = (x.shape[-1], self.size), jnp.sqrt(3 / fan_in)
         kernel = uniform_param(self, "kernel", seed, shape, bound)
         return Normalization(self.size, name="norm")(x @ kernel, units, kind, training)
+
+
+def dense_layers(
+    module: nn.Module,
+    x: Array,
+    num_layers: int,
+    most_units: int,
+    num_classes: int,
+    hyper: Any,
+    seed: Array,
+    training: Array,
+) -> Array:
+    """Returns logits [B, num_classes], without a bias, after hidden layers over x [B, H].
+
+    Args:
+      module: owns the parameters; called in its `nn.compact` method.
+      x: what the first layer sees.
+      num_layers: hidden layers.
+      most_units: of each.
+      num_classes: outputs.
+      hyper: has hidden_size [], units of each layer; hidden_activation [7], see ACTIVATIONS;
+        normalization [], index into NORMALIZATIONS; and hidden_dropout [].
+      seed: uint32 [].
+      training: bool [].
+    """
+    fan_in: AnyArray = x.shape[-1]
+    for layer in range(num_layers):
+        dense = NormalizedDense(most_units, parent=module, name=f"hidden{layer}")
+        x = dense(x, fan_in, hyper.hidden_size, hyper.normalization, seed, training)
+        fan_in = hyper.hidden_size
+        mask = keep_mask(seed, layer, hyper.hidden_dropout * training, x.shape)
+        mask *= jnp.arange(most_units)[None] < fan_in
+        x = activate(x, hyper.hidden_activation, mask)
+    # [C, H], not [H, C]: only a draw's leading axis may be padded without changing the draw.
+    shape, bound = (num_classes, x.shape[-1]), jnp.sqrt(3 / fan_in)
+    return x @ uniform_param(module, "kernel", seed, shape, bound).T
 
 
 class Normalization(nn.Module):

@@ -19,9 +19,9 @@ from mnms_jax.children.layers import (
     NORMALIZATIONS,
     Convolutions,
     Normalization,
-    NormalizedDense,
     activate,
     activation_coefficients,
+    dense_layers,
     embed,
     keep_mask,
     round_up,
@@ -261,18 +261,9 @@ class _DeepTower(nn.Module):
         if not arch.pooled:
             assert batch.tokens is not None
             x = self._features(batch.tokens, self._table(table, seed), hyper, seed, training)
-        fan_in: AnyArray = x.shape[-1]
-        for layer in range(arch.hidden_layers):
-            dense = NormalizedDense(arch.hidden_size, name=f"hidden{layer}")
-            x = dense(x, fan_in, hyper.hidden_size, hyper.normalization, seed, training)
-            fan_in = hyper.hidden_size
-            mask = keep_mask(seed, layer, hyper.hidden_dropout * training, x.shape)
-            mask *= jnp.arange(arch.hidden_size)[None] < fan_in
-            x = activate(x, hyper.hidden_activation, mask)
-        # [C, H], not [H, C]: only a draw's leading axis may be padded without changing the draw.
-        shape, bound = (self.num_classes, x.shape[-1]), jnp.sqrt(3 / fan_in)
-        kernel = uniform_param(self, "kernel", seed, shape, bound)
-        return x @ kernel.T
+        return dense_layers(
+            self, x, arch.hidden_layers, arch.hidden_size, self.num_classes, hyper, seed, training
+        )
 
     def _table(self, pretrained: Array | None, seed: Array) -> Array:
         arch = self.architecture
