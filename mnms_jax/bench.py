@@ -6,14 +6,15 @@ from typing import NamedTuple, Protocol
 
 from absl import logging
 
-from mnms_jax.children import image, text
+from mnms_jax.children import image, mlp, text
 from mnms_jax.config import Config
-from mnms_jax.export import Child, ImageChild, TextChild
+from mnms_jax.export import Child, ImageChild, RecordChild, TextChild
 from mnms_jax.space import SearchSpace
 from mnms_jax.tasks.embeddings import WordVectors, glove50, load_word_vectors
 from mnms_jax.tasks.image_inputs import ImageInputs
 from mnms_jax.tasks.inputs import TextInputs
 from mnms_jax.tasks.packaged import cache_folder
+from mnms_jax.tasks.record_inputs import RecordInputs
 from mnms_jax.tasks.registry import load_tasks
 from mnms_jax.training.fit import Trainer
 from mnms_jax.types import ChildData, ChildFamily, ChildSpec, Choice, Params, Task, UserError
@@ -58,9 +59,11 @@ def make_bench(config: Config) -> Bench:
                 f"task {first.name!r} is of {first.kind}s and {task.name!r} of {task.kind}s: they "
                 "have no search space in common; search them one by one"
             )
-    if first.kind == "image":
-        return _image_bench(config, tasks)
-    return _text_bench(config, tasks)
+    if first.kind == "text":
+        return _text_bench(config, tasks)
+    if config.embeddings:
+        raise UserError(f"--embeddings: {first.kind}s have no words; leave it out")
+    return (_image_bench if first.kind == "image" else _record_bench)(config, tasks)
 
 
 def _text_bench(config: Config, tasks: Sequence[Task]) -> Bench:
@@ -104,8 +107,6 @@ def _load_vectors(config: Config, tasks: Sequence[Task]) -> dict[str, WordVector
 
 
 def _image_bench(config: Config, tasks: Sequence[Task]) -> Bench:
-    if config.embeddings:
-        raise UserError("--embeddings: images have no words; leave it out")
     family = image.make_image_family(config.space)
     inputs = ImageInputs(tasks, image.PRESETS[config.space])
 
@@ -121,6 +122,28 @@ def _image_bench(config: Config, tasks: Sequence[Task]) -> Bench:
             inputs.side,
             inputs.channels,
             inputs.child_data(task_id, spec).constants,
+            variables,
+        )
+
+    trainer = make_trainer(config, family, inputs)
+    return Bench(tuple(tasks), family, inputs, make_child, trainer)
+
+
+def _record_bench(config: Config, tasks: Sequence[Task]) -> Bench:
+    family = mlp.make_record_family(config.space)
+    inputs = RecordInputs(tasks)
+
+    def make_child(task_id: int, design: Mapping[str, Choice], variables: Params) -> Child:
+        spec, task = family.make_spec(design), tasks[task_id]
+        assert isinstance(spec.architecture, mlp.RecordArchitecture)
+        return RecordChild(
+            task.name,
+            task.class_names,
+            dict(design),
+            spec.architecture,
+            spec.hyperparameters,
+            inputs.encoder(task_id, spec),
+            inputs.num_features,
             variables,
         )
 

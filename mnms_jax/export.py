@@ -14,16 +14,25 @@ from mnms_jax.children.image import (
     PixelStatistics,
     make_image_model,
 )
+from mnms_jax.children.mlp import (
+    RecordArchitecture,
+    RecordHyperparameters,
+    RecordPreprocessing,
+    make_record_model,
+)
 from mnms_jax.children.text import (
     TextArchitecture,
     TextHyperparameters,
     TextPreprocessing,
     make_text_model,
 )
+from mnms_jax.space import nearest
 from mnms_jax.tasks.images import resize
+from mnms_jax.tasks.record_inputs import pad_features
+from mnms_jax.tasks.records import RecordEncoder, Records, encode_records
 from mnms_jax.tasks.text import TextEncoder, encode, make_batch
 from mnms_jax.training.program import predict
-from mnms_jax.types import AnyArray, ChildModel, Choice, Params
+from mnms_jax.types import AnyArray, ChildModel, Choice, Params, UserError
 
 _predict = jax.jit(predict, static_argnums=0)
 
@@ -82,7 +91,44 @@ class ImageChild(NamedTuple):
         return [self.class_names[i] for i in self.predict_proba(images).argmax(-1)]
 
 
-Child: TypeAlias = TextChild | ImageChild
+class RecordChild(NamedTuple):
+    """A trained record child."""
+
+    task: str
+    class_names: tuple[str, ...]
+    decisions: dict[str, Choice]
+    architecture: RecordArchitecture
+    hyperparameters: RecordHyperparameters
+    encoder: RecordEncoder
+    num_features: int  # to which they are padded
+    variables: Params
+
+    def predict_proba(self, records: Records) -> np.ndarray:
+        """Returns the classes' probabilities for N records, float32 [N, number of classes].
+
+        Args:
+          records: by the name of a column, N values. Others than the child knows aren't looked at.
+
+        Raises:
+          UserError: a column is missing.
+        """
+        known = (*self.encoder.numbers, *(name for name, _ in self.encoder.categories))
+        for name in known:
+            if name not in records:
+                raise UserError(f"column {name!r} is missing{nearest(name, records)}")
+        if not len(records[known[0]]):
+            return np.zeros((0, len(self.class_names)), np.float32)
+        features = encode_records(self.encoder, records)
+        num_outputs = self.variables["params"]["network"]["bias"].size
+        model = make_record_model(self.architecture, num_outputs)
+        return _probabilities(self, model, pad_features(features, self.num_features), None)
+
+    def predict(self, records: Records) -> list[str]:
+        """Returns the likeliest class's name for each record."""
+        return [self.class_names[i] for i in self.predict_proba(records).argmax(-1)]
+
+
+Child: TypeAlias = TextChild | ImageChild | RecordChild
 
 
 def _probabilities(child: Child, model: ChildModel, batch: Any, constants: Any) -> np.ndarray:
@@ -113,9 +159,18 @@ def save_child(path: pathlib.Path, child: Child) -> None:
             "num_ngrams": encoder.num_ngrams,
             "vocabulary": encoder.vocabulary,
         }
-    else:
+    elif isinstance(child, ImageChild):
         arrays["statistics"] = child.statistics._asdict()
         description |= {"kind": "image", "side": child.side, "channels": child.channels}
+    else:
+        arrays["grid"] = child.encoder.grid
+        description |= {
+            "kind": "record",
+            "preprocessing": child.encoder.preprocessing._asdict(),
+            "numbers": child.encoder.numbers,
+            "categories": child.encoder.categories,
+            "num_features": child.num_features,
+        }
     save_artifact(path, "child", description, arrays)
 
 
@@ -140,6 +195,20 @@ def load_child(path: str | pathlib.Path) -> Child:
             data["side"],
             data["channels"],
             PixelStatistics(**arrays["statistics"]),
+            arrays["variables"],
+        )
+    if data["kind"] == "record":
+        return RecordChild(
+            *known,
+            RecordArchitecture(**architecture),
+            RecordHyperparameters(**hyperparameters),
+            RecordEncoder(
+                RecordPreprocessing(**data["preprocessing"]),
+                tuple(data["numbers"]),
+                np.asarray(arrays["grid"]),
+                tuple((name, tuple(texts)) for name, texts in data["categories"]),
+            ),
+            data["num_features"],
             arrays["variables"],
         )
     architecture["conv_widths"] = tuple(architecture["conv_widths"])

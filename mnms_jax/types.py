@@ -24,7 +24,8 @@ class UserError(ValueError):
 class Split(NamedTuple):
     """Labelled examples."""
 
-    inputs: Any  # N texts, a tuple; or images, uint8 [N, H, W, C]
+    # N texts, a tuple; images, uint8 [N, H, W, C]; or records, columns of N values by name.
+    inputs: Any
     labels: np.ndarray  # int32 [N], indices into the task's class names
 
 
@@ -34,7 +35,7 @@ class Task(NamedTuple):
     name: str
     splits: Mapping[str, Split]  # "train", "validation" and "test"
     class_names: tuple[str, ...]
-    kind: str = "text"  # or "image"
+    kind: str = "text"  # or "image" or "record"
 
     @property
     def num_classes(self) -> int:
@@ -46,9 +47,9 @@ class TaskTraits(NamedTuple):
 
     num_examples: int
     num_classes: int
-    mean_words: float  # of a text; of an image, its pixels
+    mean_words: float  # of a text; pixels of an image, columns of a record
     majority_share: float  # of the commonest class
-    words: tuple[str, ...]  # the commonest ones; of images, none
+    words: tuple[str, ...]  # the commonest ones; none, but of texts
 
 
 class PolicyOutput(NamedTuple):

@@ -1,10 +1,10 @@
-"""Text classification from the user's own files."""
+"""Classification from the user's own files: of texts, or of rows of numbers and categories."""
 
 import math
 import pathlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from absl import logging
 
 from mnms_jax.space import nearest
 from mnms_jax.tasks.columns import Columns, parse_options, read_columns, unusable
+from mnms_jax.tasks.records import is_feature, make_record_task, to_column
 from mnms_jax.tasks.text import deduplicate, normalize, split_texts
 from mnms_jax.types import Split, Task, UserError
 
@@ -93,11 +94,14 @@ def load_file_task(spec: FileTask) -> Task:
     Raises:
       UserError: a file or a column is missing or malformed, or there is too little to learn from.
     """
-    parts = {
-        part: _read_rows(spec, path)
+    files = {
+        part: read_columns(path)
         for part in ("train", "validation", "test")
         if (path := getattr(spec, part)) is not None
     }
+    if spec.text is None and _guess(files["train"], _TEXT_NAMES) is None:
+        return _load_records(spec, files)
+    parts = {part: _read_rows(spec, columns) for part, columns in files.items()}
     names = _class_names([label for rows in parts.values() for label in rows.labels])
     index = {name: number for number, name in enumerate(names)}
     unseen = sorted({*names} - {*parts["train"].labels})
@@ -156,41 +160,101 @@ def _without(validation: Split, test: Split, spec: FileTask) -> Split:
     return Split(tuple(validation.inputs[row] for row in rows), validation.labels[rows])
 
 
-def _read_rows(spec: FileTask, path: pathlib.Path) -> _Rows:
-    columns = read_columns(path)
+def _load_records(spec: FileTask, files: Mapping[str, Columns]) -> Task:
+    """Returns the task of files without a text, whose columns are numbers and categories."""
+    label_name = _find_column(files["train"], "label", spec.label, _LABEL_NAMES)
+    train = files["train"]
+    others = [name for name in dict.fromkeys(train.names) if name not in (label_name, "")]
+    features = [name for name in others if is_feature(to_column(train.values[name]))]
+    if not features:
+        known = ", ".join(others)
+        fault = f"which of its columns {known} is the text? Say ?text=COLUMN; none has numbers"
+        raise unusable(train.path, f"{fault} or few enough categories to learn from")
+    for name in others:
+        if name not in features:
+            logging.warning(
+                "%s: %r isn't learned from, its texts are all alike or all different; if it is "
+                "the text to classify, say ?text=%s",
+                *(spec.name, name, name),
+            )
+    found: dict[str, tuple[dict[str, np.ndarray], list[str]]] = {}
+    numeric: dict[str, bool] = {}
+    for part, columns in files.items():
+        for name in (label_name, *features):
+            _find_column(columns, "column", name, ())
+        labels = _labels(columns, label_name)
+        rows = [i for i, label in enumerate(labels) if label]
+        records = {}
+        for name in features:
+            values = [columns.values[name][i] for i in rows]
+            records[name] = to_column(values)
+            is_number = records[name].dtype != object
+            if numeric.setdefault(name, is_number) and not is_number:
+                raise unusable(columns.path, f"not all of its {name!r} are numbers, as in train")
+            if not numeric[name] and is_number:
+                records[name] = to_column([*values, "text"])[:-1]
+        found[part] = records, [labels[i] for i in rows]
+    classes = _class_names([label for _, labels in found.values() for label in labels])
+    index = {name: number for number, name in enumerate(classes)}
+    splits = {
+        part: Split(records, np.array([index[label] for label in labels], np.int32))
+        for part, (records, labels) in found.items()
+    }
+    return make_record_task(spec.name, splits, classes)
+
+
+def _read_rows(spec: FileTask, columns: Columns) -> _Rows:
+    path = columns.path
     text_name = _find_column(columns, "text", spec.text, _TEXT_NAMES)
     label_name = _find_column(columns, "label", spec.label, _LABEL_NAMES)
     if text_name == label_name:
         raise unusable(path, f"text and label can't both be the column {text_name!r}")
-    values = columns.values[text_name], columns.values[label_name]
     texts, labels = [], []
-    for row, found, label in zip(columns.rows, *values, strict=True):
-        text = "" if found is None else found
+    found = zip(columns.rows, columns.values[text_name], _labels(columns, label_name), strict=True)
+    for row, value, label in found:
+        text = "" if value is None else value
         if not isinstance(text, str):
             raise unusable(path, f"row {row} has {text!r} in {text_name!r}; a text is needed")
         if len(text) > _MOST_CHARACTERS:
             fault = f"row {row} has {len(text)} characters in {text_name!r}"
             raise unusable(path, f"{fault}, more than {_MOST_CHARACTERS}")
-        if label is None or (isinstance(label, float) and math.isnan(label)):
-            continue
-        if not isinstance(label, str | int | float):
-            fault = f"row {row} has {label!r} in {label_name!r}"
-            raise unusable(path, f"{fault}; a text, a number, or true or false is needed")
-        name = _class_name(label)
-        try:
-            f"{text}{name}".encode()
-        except UnicodeEncodeError as error:
-            raise unusable(path, f"row {row} has half a character: {error.reason}") from error
-        if name:
+        if label:
+            _check_characters(path, row, text)
             texts.append(unicodedata.normalize("NFC", text))
-            labels.append(name)
-    if not labels:
-        raise unusable(path, f"none of its {len(columns.rows)} rows has a label in {label_name!r}")
+            labels.append(label)
     logging.info(
         "%s: texts are %r and labels %r of %s; %d of %d rows have a label",
         *(spec.name, text_name, label_name, path, len(labels), len(columns.rows)),
     )
     return _Rows(texts, labels)
+
+
+def _labels(columns: Columns, name: str) -> list[str]:
+    """Returns the names of the rows' classes, "" where a row has none.
+
+    Raises:
+      UserError: a label is neither a text nor a number, or there is none at all.
+    """
+    path, labels = columns.path, []
+    for row, label in zip(columns.rows, columns.values[name], strict=True):
+        if label is None or (isinstance(label, float) and math.isnan(label)):
+            labels.append("")
+            continue
+        if not isinstance(label, str | int | float):
+            fault = f"row {row} has {label!r} in {name!r}"
+            raise unusable(path, f"{fault}; a text, a number, or true or false is needed")
+        labels.append(_class_name(label))
+        _check_characters(path, row, labels[-1])
+    if not any(labels):
+        raise unusable(path, f"none of its {len(columns.rows)} rows has a label in {name!r}")
+    return labels
+
+
+def _check_characters(path: pathlib.Path, row: int, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise unusable(path, f"row {row} has half a character: {error.reason}") from error
 
 
 def _class_name(label: str | float) -> str:
@@ -202,9 +266,7 @@ def _class_name(label: str | float) -> str:
 
 
 def _find_column(columns: Columns, what: str, name: str | None, guesses: Sequence[str]) -> str:
-    if name is None:
-        by_lower = {column.lower(): column for column in reversed(columns.names)}
-        name = next((by_lower[guess] for guess in guesses if guess in by_lower), None)
+    name = name or _guess(columns, guesses)
     if name is None:
         known = ", ".join(columns.names)
         fault = f"which of its columns {known} is the {what}? Say ?{what}=COLUMN"
@@ -214,6 +276,12 @@ def _find_column(columns: Columns, what: str, name: str | None, guesses: Sequenc
     if columns.names.count(name) > 1:
         raise unusable(columns.path, f"several of its columns are called {name!r}; rename them")
     return name
+
+
+def _guess(columns: Columns, names: Sequence[str]) -> str | None:
+    """Returns the first column that is called by one of these names, the first that is there."""
+    by_lower = {column.lower(): column for column in reversed(columns.names)}
+    return next((by_lower[name] for name in names if name in by_lower), None)
 
 
 def _class_names(labels: Sequence[str]) -> tuple[str, ...]:

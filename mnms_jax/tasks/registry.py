@@ -7,11 +7,12 @@ from mnms_jax.tasks.columns import SUFFIXES
 from mnms_jax.tasks.files import load_file_task, parse_file_task
 from mnms_jax.tasks.images import load_digits_task, load_idx_task
 from mnms_jax.tasks.packaged import PACKAGED_TASKS, load_packaged_task
+from mnms_jax.tasks.records import BUNDLED_TASKS, load_bundled_task
 from mnms_jax.tasks.tfds import TFDS_TASKS, is_tfds_task, load_tfds_task, parse_tfds_task
 from mnms_jax.types import Task, UserError
 
 _DIGITS = "digits"
-_KNOWN = (*PACKAGED_TASKS, *TFDS_TASKS, _DIGITS)
+_KNOWN = (*PACKAGED_TASKS, *TFDS_TASKS, _DIGITS, *BUNDLED_TASKS)
 
 
 def check_tasks(entries: Sequence[str]) -> None:
@@ -42,9 +43,9 @@ def load_tasks(entries: Sequence[str], data_dir: str | None = None) -> tuple[Tas
     """Returns tasks, fetched and split; the same on every call.
 
     Args:
-      entries: names of packaged tasks or of TFDS ones; digits; tfds:NAME for any of TFDS, see
-        `parse_tfds_task`; or NAME=PATH for a file of one's own, see `parse_file_task`, or a folder
-        of images, see `load_idx_task`.
+      entries: names of packaged tasks, of TFDS ones, or of those that scikit-learn brings along;
+        tfds:NAME for any of TFDS, see `parse_tfds_task`; NAME=PATH for a file of one's own, see
+        `parse_file_task`, or a folder of images, see `load_idx_task`.
       data_dir: folder of prepared TFDS data; None for TFDS's own default.
 
     Raises:
@@ -63,6 +64,7 @@ def load_tasks(entries: Sequence[str], data_dir: str | None = None) -> tuple[Tas
     }
     tasks |= {entry: load_packaged_task(entry) for entry in entries if entry in PACKAGED_TASKS}
     tasks |= {entry: load_digits_task() for entry in entries if entry == _DIGITS}
+    tasks |= {entry: load_bundled_task(entry) for entry in entries if entry in BUNDLED_TASKS}
     return tuple(tasks[entry] for entry in entries)
 
 

@@ -23,7 +23,9 @@ def task_traits(task: Task, num_words: int = 500) -> TaskTraits:
         counts = Counter(itertools.chain.from_iterable(words))
         size = float(np.mean([len(own) for own in words]))
         common = tuple(word for word, _ in counts.most_common(num_words))
-    else:
+    elif task.kind == "image":
         size = float(np.prod(train.inputs.shape[1:3]))
+    else:
+        size = float(len(train.inputs))
     majority = float(np.bincount(train.labels).max() / len(train.labels))
     return TaskTraits(len(train.labels), task.num_classes, size, majority, common)

@@ -1,0 +1,191 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from sklearn.preprocessing import QuantileTransformer
+
+from mnms_jax.bench import make_bench
+from mnms_jax.children.mlp import RecordPreprocessing
+from mnms_jax.config import Config
+from mnms_jax.tasks.record_inputs import RecordInputs
+from mnms_jax.tasks.records import (
+    BUNDLED_TASKS,
+    encode_records,
+    fit_record_encoder,
+    is_feature,
+    make_record_task,
+    to_column,
+)
+from mnms_jax.tasks.registry import load_tasks
+from mnms_jax.tasks.traits import task_traits
+from mnms_jax.types import Split, UserError
+
+STANDARD, NORMAL = RecordPreprocessing("standard"), RecordPreprocessing("normal")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["1", " 2.5", "", "-1e3"], [1, 2.5, math.nan, -1000]),
+        ([1, None, 2.5, math.nan], [1, math.nan, 2.5, math.nan]),
+        (["1", "inf", "nan"], [1, math.nan, math.nan]),
+        (["1", "two", ""], ["1", "two", ""]),
+        ([True, False, None], ["True", "False", ""]),
+        (["", None], ["", ""]),
+    ],
+)
+def test_a_column_is_of_numbers_or_of_texts(values, expected):
+    found = to_column(values)
+    assert (found.dtype == object) == isinstance(expected[0], str)
+    np.testing.assert_array_equal(found, np.array(expected, found.dtype))
+
+
+def test_what_can_be_learned_from():
+    assert is_feature(np.arange(5.0))
+    assert is_feature(np.array(["a", "b", "a", ""], object))
+    assert not is_feature(np.array(["a", "a", ""], object))  # all alike
+    assert not is_feature(np.array([f"name {i}" for i in range(9)], object))
+
+
+def test_numbers_are_scaled_by_the_training_records_alone():
+    train = {"x": np.array([1.0, 3.0, math.nan, 5.0])}
+    encoder = fit_record_encoder(train, STANDARD)
+    found = encode_records(encoder, {"x": np.array([3.0, 5.0, math.nan, 1e9])})
+    deviation = np.std([1, 3, 5])
+    expected = [[0, 1], [2 / deviation, 1], [0, 0], [10, 1]]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert found.dtype == np.float32 and encoder.num_features == 2
+
+
+def test_ranks_become_normal_and_equal_numbers_share_one():
+    rng = np.random.default_rng(0)
+    column = np.concatenate([np.exp(rng.normal(size=500)), np.zeros(300)])
+    encoder = fit_record_encoder({"x": column}, NORMAL)
+    found = encode_records(encoder, {"x": column})[:, 0]
+    theirs = QuantileTransformer(n_quantiles=101, output_distribution="normal")
+    expected = theirs.fit_transform(column[:, None])[:, 0]
+    inside = np.abs(expected) < 2
+    np.testing.assert_allclose(found[inside], expected[inside], atol=1e-5)
+    assert len(set(found[column == 0])) == 1
+    most = -scipy.stats.norm.ppf(1 / 202)
+    assert found.max() == pytest.approx(most, rel=1e-5)
+    beyond = encode_records(encoder, {"x": np.array([-9.0, 1e9])})[:, 0]
+    np.testing.assert_allclose(beyond, [-most, most], rtol=1e-5)
+
+
+@pytest.mark.parametrize("preprocessing", [STANDARD, NORMAL])
+def test_columns_without_any_difference_or_number_do_no_harm(preprocessing):
+    train = {"same": np.full(9, 7.0), "none": np.full(9, math.nan), "c": np.array([""] * 9, object)}
+    encoder = fit_record_encoder(train, preprocessing)
+    assert np.isfinite(encode_records(encoder, train)).all()
+
+
+def test_categories_are_the_commonest_texts():
+    column = np.array(["b"] * 3 + ["a"] * 2 + ["", "a", "c"], object)
+    encoder = fit_record_encoder({"c": column}, STANDARD)
+    assert encoder.categories == (("c", ("a", "b", "c")),)
+    found = encode_records(encoder, {"c": np.array(["b", "unseen", "", "a"], object)})
+    assert found.tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 0], [1, 0, 0]]
+    many = np.array([f"text {i % 60}" for i in range(200)], object)
+    assert fit_record_encoder({"c": many}, STANDARD).num_features == 50
+
+
+def make_records(number, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(2, size=number).astype(np.int32)
+    x = np.round(rng.normal(labels * 2.0), 1)
+    return Split({"x": x, "c": np.array([f"kind{i % 3}" for i in range(number)], object)}, labels)
+
+
+def test_equal_rows_are_in_one_part_and_none_is_lost():
+    train = make_records(400)
+    task = make_record_task("mine", {"train": train}, ("no", "yes"))
+    rows = {
+        part: list(zip(*(c.tolist() for c in split.inputs.values()), strict=True))
+        for part, split in task.splits.items()
+    }
+    assert sum(map(len, rows.values())) == 400
+    assert len(set(rows["train"])) < len(rows["train"])  # there are repeats
+    assert not set(rows["train"]) & set(rows["test"])
+    assert not set(rows["validation"]) & {*rows["train"], *rows["test"]}
+    assert 0.05 < len(rows["test"]) / 400 < 0.15
+    again = make_record_task("mine", {"train": train}, ("no", "yes"))
+    np.testing.assert_array_equal(again.splits["test"].inputs["x"], task.splits["test"].inputs["x"])
+
+
+def test_given_parts_stay_as_they_are():
+    test = make_records(30, seed=1)
+    task = make_record_task("mine", {"train": make_records(100), "test": test}, ("no", "yes"))
+    assert task.splits["test"] is test and list(task.splits) == ["train", "validation", "test"]
+
+
+def test_too_little_to_learn_from():
+    with pytest.raises(UserError, match="leave nothing for validation; a class needs 6 rows"):
+        make_record_task("mine", {"train": make_records(4)}, ("no", "yes"))
+    same = make_records(100)._replace(labels=np.zeros(100, np.int32))
+    with pytest.raises(UserError, match="all its training rows are of one class"):
+        make_record_task("mine", {"train": same}, ("no", "yes"))
+
+
+@pytest.mark.parametrize("name", BUNDLED_TASKS)
+def test_what_scikit_learn_brings_along(name):
+    (task,) = load_tasks([name])
+    assert task.kind == "record"
+    sizes = {"iris": (150, 3, 4), "wine": (178, 3, 13), "breast_cancer": (569, 2, 30)}[name]
+    number = sum(len(split.labels) for split in task.splits.values())
+    assert (number, task.num_classes, len(task.splits["train"].inputs)) == sizes
+    traits = task_traits(task)
+    assert (traits.mean_words, traits.words) == (sizes[2], ())
+
+
+def test_features_of_several_tasks_are_padded_to_one_number():
+    tasks = load_tasks(["iris", "wine"])
+    inputs = RecordInputs(tasks)
+    bench = make_bench(Config(tasks=("iris", "wine")))
+    design = {d.name: d.choices[0] for d in bench.family.space.decisions}
+    spec = bench.family.make_spec(design)
+    first, second = (inputs.child_data(task_id, spec) for task_id in range(2))
+    assert first.inputs.shape == second.inputs.shape == (142 + 18, 26)
+    assert not np.any(first.inputs[:, 8:]) and inputs.num_classes == 3
+    own = encode_records(inputs.encoder(0, spec), tasks[0].splits["train"].inputs)
+    np.testing.assert_array_equal(first.inputs[: len(own), :8], own)
+    assert inputs.digests["iris"] != inputs.digests["wine"]
+
+
+def write(path, rows):
+    path.write_text("\n".join(",".join(map(str, row)) for row in rows) + "\n")
+
+
+def test_a_file_without_a_text_is_of_records(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"id{i}", round(rng.normal() + i % 2, 3), "" if i % 9 == 0 else f"k{i % 4}", "ab"[i % 2])
+        for i in range(120)
+    ]
+    write(tmp_path / "a.csv", [("id", "size", "kind", "label"), *rows])
+    write(tmp_path / "b.csv", [("id", "size", "kind", "label"), *rows[:40]])
+    (task,) = load_tasks([f"mine={tmp_path / 'a.csv'}?test={tmp_path / 'b.csv'}"])
+    assert (task.kind, task.class_names) == ("record", ("a", "b"))
+    assert set(task.splits["train"].inputs) == {"size", "kind"}
+    assert "'id' isn't learned from" in caplog.text
+    assert task.splits["test"].inputs["kind"].tolist() == [row[2] for row in rows[:40]]
+    assert len(task.splits["test"].labels) == 40
+
+
+def test_columns_must_be_the_same_in_all_files(tmp_path):
+    rows = [(i / 7, i % 2) for i in range(60)]
+    write(tmp_path / "a.csv", [("size", "label"), *rows])
+    write(tmp_path / "b.csv", [("weight", "label"), *rows])
+    write(tmp_path / "c.csv", [("size", "label"), *rows, ("large", 1)])
+    with pytest.raises(UserError, match="no column 'size'"):
+        load_tasks([f"mine={tmp_path / 'a.csv'}?test={tmp_path / 'b.csv'}"])
+    with pytest.raises(UserError, match=r"c.csv: not all of its 'size' are numbers"):
+        load_tasks([f"mine={tmp_path / 'a.csv'}?test={tmp_path / 'c.csv'}"])
+
+
+def test_a_text_under_another_name_is_asked_for(tmp_path):
+    rows = [(f"number {i} is here", i % 2) for i in range(60)]
+    write(tmp_path / "a.csv", [("said", "label"), *rows])
+    with pytest.raises(UserError, match=r"columns said is the text\? Say \?text=COLUMN"):
+        load_tasks([f"mine={tmp_path / 'a.csv'}"])
