@@ -12,6 +12,7 @@ from mnms_jax.reward_model import Ranking, Trials
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, Policy, PRNGKey
 
+_SHARED = 4  # trials before any is chosen by a task's own trials alone, being too few to tell
 _PARENTS = 8  # a task's best trials, whose designs are varied
 
 
@@ -83,6 +84,9 @@ def choose(
 ) -> Array:
     """Returns the designs for a task's next trials, int32 [number, D] (unbatched; callers vmap).
 
+    Of a guarded transfer, every other trial is chosen by the task's own trials alone, so that
+    sources which mislead cost half of the trials at most.
+
     One after another: each is ranked as if those before it had earned what was expected of them,
     which makes what is like them less uncertain, so that designs of a round aren't alike (Desautels
     et al. 2014, "Parallelizing exploration-exploitation tradeoffs in Gaussian process bandit
@@ -111,7 +115,9 @@ def choose(
         ranking = rank(trials, designs, features)
         tried = jnp.all(designs[:, None] == trials.actions[None], -1) & trials.valid[None]
         is_new = ~(repeated | is_filler | jnp.any(tried, 1))
-        best = jnp.argmax(jnp.where(is_new, ranking.scores, -jnp.inf))
+        is_alone = (count >= _SHARED) & (count % 2 == 1)
+        scores = jnp.where(is_alone, ranking.alone, ranking.scores)
+        best = jnp.argmax(jnp.where(is_new, scores, -jnp.inf))
         left = is_new & is_suggestion
         suggestion = jnp.argmax(left)  # the first; 0 if there is none
         is_turn = (count < num_suggested) & (count % 2 == 0) & left[suggestion]

@@ -25,10 +25,11 @@ from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, PRNGKey
 
 _MOST = 3.0  # scaled rewards are clipped to [-_MOST, _MOST]: how bad a bad design is says little
-# How large a difference between the target's rewards may be against the sources' usual one, and the
-# prior deviation of the logarithm of that.
-_SCALES = (0.25, 0.5, 1.0, 2.0)
-_SCALE_DEVIATION = 0.7
+# How large a difference between the target's rewards may be against the usual one, and the prior
+# deviation of the logarithm of that. Sources know less of it than the target's own trials do, or
+# those of tasks that are searched on in the same way.
+_SCALES, _SCALE_DEVIATION = (0.25, 0.5, 1.0, 2.0), 0.7
+_SOURCE_SCALES, _SOURCE_SCALE_DEVIATION = (*_SCALES, 4.0, 8.0), 1.5
 
 
 class RewardModel(NamedTuple):
@@ -69,6 +70,7 @@ class Ranking(NamedTuple):
     """What a ranker says of M designs for one task."""
 
     scores: Array  # [M], higher is better worth a trial
+    alone: Array  # [M], the same by the task's own trials alone; without a guard, the same
     expected: Array  # [M], rewards
     belief: Array  # [], probability that other tasks tell something of this one
 
@@ -192,8 +194,7 @@ def make_ranker(
       space: the search space.
       belief: prior probability that other tasks tell something of the target; 1: no guard.
       beta: deviations that a design's score lies above its expected reward.
-      beta_alone: the same without sources, as far as other tasks aren't believed: there is more to
-        be explored.
+      beta_alone: the same as far as other tasks aren't believed: there is more to be explored.
       noise: deviation of a trial's reward.
       residual: deviation of what other tasks can't tell.
       decay: how much less alike rewards are if all of a design's decisions differ, as a logarithm.
@@ -208,9 +209,12 @@ def make_ranker(
         filled, centre, scale = _fill(trials)
         usual = _usual_scale(known)
         scale = jnp.where(jnp.isnan(usual), scale, usual)
-        scales = scale * jnp.array(_SCALES)
+        factors, tolerance = jnp.array(_SCALES), _SCALE_DEVIATION
+        if known.sources is not None:
+            factors, tolerance = jnp.array(_SOURCE_SCALES), _SOURCE_SCALE_DEVIATION
+        scales = scale * factors
         y = jnp.clip((filled - centre)[None] / scales[:, None], -_MOST, _MOST)  # [S, N]
-        prior = jax.nn.log_softmax(-0.5 * (jnp.log(jnp.array(_SCALES)) / _SCALE_DEVIATION) ** 2)
+        prior = jax.nn.log_softmax(-0.5 * (jnp.log(factors) / tolerance) ** 2)
         # Likelihoods are of rewards, not of scaled ones; and only of those that were made.
         counts = jnp.sum(trials.valid), jnp.sum(_real(trials))
         prior -= counts[1] * jnp.log(scales)
@@ -221,7 +225,8 @@ def make_ranker(
         if known.sources is None and known.others is None:
             weights = jax.nn.softmax(evidence)
             expected, deviation = (weights * scales) @ cold.mean, weights @ scales * cold.deviation
-            return Ranking(expected + beta_alone * deviation, centre + expected, jnp.float32(0))
+            scores = expected + beta_alone * deviation
+            return Ranking(scores, scores, centre + expected, jnp.float32(0))
         own = describe(known, trials.actions) if trials.features is None else trials.features
         others = describe(known, candidates) if features is None else features
         head_mean, head_covariance = _head(known)
@@ -235,15 +240,18 @@ def make_ranker(
             noise,
         )
         means = jnp.stack([cold.mean, expected[None, len(own) :] + warm.mean])
-        beta_cold = beta_alone if known.sources is None else beta
-        deviations = jnp.stack([beta_cold * cold.deviation, beta * warm.deviation])
+        deviations = jnp.stack([beta_alone * cold.deviation, beta * warm.deviation])
         evidences = jnp.stack(
             [evidence + jnp.log1p(-belief), prior + warm.evidence + jnp.log(belief)]
         )
         weights = jax.nn.softmax(evidences, axis=(0, 1))
         expected = jnp.einsum("hs,s,hsm->m", weights, scales, means)
         bonus = jnp.einsum("hs,s,hm->m", weights, scales, deviations)
-        return Ranking(expected + bonus, centre + expected, jnp.sum(weights[1]))
+        scores = alone = expected + bonus
+        if known.sources is not None and belief < 1:
+            own_scales = jax.nn.softmax(evidence) * scales
+            alone = own_scales @ cold.mean + jnp.sum(own_scales) * deviations[0]
+        return Ranking(scores, alone, centre + expected, jnp.sum(weights[1]))
 
     return Ranker(describe, rank)
 

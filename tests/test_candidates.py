@@ -103,9 +103,7 @@ def pick(rank, designs, trials, *rest):
 def rank_by(scores):
     """Returns a ranker with these scores, by design, whatever was tried."""
     table = jnp.asarray(scores)
-    return lambda trials, designs, features: Ranking(
-        table[designs[:, 0]], table[designs[:, 0]], 0.0
-    )
+    return lambda trials, designs, features: Ranking(*[table[designs[:, 0]]] * 3, 0.0)
 
 
 def test_the_best_new_designs_are_chosen_once_each():
@@ -138,6 +136,18 @@ def test_every_other_of_the_first_trials_is_the_next_suggestion():
     assert pick(rank, designs, nothing, 3, none, 4).ravel().tolist() == [5, 4, 3]
 
 
+def test_after_four_trials_every_other_one_is_by_the_tasks_own_trials_alone():
+    designs = jnp.arange(12)[:, None]
+
+    def rank(trials, designs, features):
+        """Sources like large numbers, the task's own trials small ones."""
+        return Ranking(1.0 * designs[:, 0], -1.0 * designs[:, 0], jnp.zeros(len(designs)), 0.0)
+
+    nothing = Trials(jnp.zeros((8, 1), jnp.int32), jnp.zeros(8), jnp.zeros(8, bool))
+    chosen = pick(rank, designs, nothing, 8, suggest([]), 0)
+    assert chosen.ravel().tolist() == [11, 10, 9, 8, 7, 0, 6, 1]
+
+
 def test_a_design_is_ranked_as_if_those_before_it_had_earned_what_was_expected():
     seen = []
 
@@ -146,7 +156,7 @@ def test_a_design_is_ranked_as_if_those_before_it_had_earned_what_was_expected()
         seen.append(trials)
         beside = jnp.abs(designs - trials.actions[None, :, 0]) == 1
         scores = designs[:, 0] - 10 * jnp.any(beside & trials.valid[None], 1)
-        return Ranking(scores, designs[:, 0] / 10, 0.0)
+        return Ranking(scores, scores, designs[:, 0] / 10, 0.0)
 
     nothing = Trials(jnp.zeros((1, 1), jnp.int32), jnp.zeros(1), jnp.zeros(1, bool))
     with jax.disable_jit():

@@ -166,6 +166,22 @@ def test_sources_that_tell_nothing_are_soon_not_believed_and_do_no_harm(key):
     # Without the guard the useless model is believed whatever the trials say.
     unguarded = make_ranker(SPACE, belief=1.0).rank(Knowledge(useless), trials_of(rows), DESIGNS)
     assert float(unguarded.belief) == 1
+    np.testing.assert_array_equal(unguarded.alone, unguarded.scores)
+
+
+def test_by_its_own_trials_alone_a_task_is_told_nothing_but_a_scale(key):
+    rows = np.random.default_rng(1).permutation(81)[:20]
+    good, useless = (fit_reward_model(key, SPACE, make_sources(key, s)) for s in (False, True))
+    useless = useless._replace(scale=good.scale)
+    told, misled = (
+        make_ranker(SPACE).rank(Knowledge(model), trials_of(rows), DESIGNS)
+        for model in (good, useless)
+    )
+    np.testing.assert_allclose(told.alone, misled.alone, rtol=1e-5)
+    assert np.abs(told.scores - misled.scores).max() > 0.01
+    cold = make_ranker(SPACE).rank(Knowledge(), trials_of(rows), DESIGNS)
+    np.testing.assert_array_equal(cold.alone, cold.scores)
+    assert np.corrcoef(told.alone, cold.scores)[0, 1] > 0.95
 
 
 def test_scores_follow_the_scale_and_level_of_rewards(key):
