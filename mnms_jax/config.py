@@ -22,8 +22,8 @@ class Config:
         "Tasks to search on. NAME=PATH is a file of your own: CSV, TSV, JSON lines or Parquet with "
         "a text, or numbers and categories, and a label in each row; the names of the columns tell "
         "which, or NAME=PATH?text=COLUMN&label=COLUMN; validation=PATH and test=PATH there name "
-        "files that aren't to be parts of the first one. NAME=FOLDER has images in IDX files, as MNIST. "
-        "tfds:NAME/CONFIG?text=FEATURE&label=FEATURE&test=SPLIT is any data set that TensorFlow "
+        "files that aren't to be parts of the first one. NAME=FOLDER has images in IDX files, as "
+        "MNIST. tfds:NAME/CONFIG?text=FEATURE&label=FEATURE&test=SPLIT is any data set that TensorFlow "
         "Datasets has prepared.",
     )
     num_trials: int = _option(48, "Trials on each task.")
