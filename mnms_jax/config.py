@@ -23,8 +23,8 @@ class Config:
         "a text, or numbers and categories, and a label in each row; the names of the columns tell "
         "which, or NAME=PATH?text=COLUMN&label=COLUMN; validation=PATH and test=PATH there name "
         "files that aren't to be parts of the first one. NAME=FOLDER has images in IDX files, as "
-        "MNIST. tfds:NAME/CONFIG?text=FEATURE&label=FEATURE&test=SPLIT is any data set that TensorFlow "
-        "Datasets has prepared.",
+        "MNIST. tfds:NAME/CONFIG?text=FEATURE&label=FEATURE&test=SPLIT is any data set that "
+        "TensorFlow Datasets has prepared.",
     )
     num_trials: int = _option(48, "Trials on each task.")
     round_size: int = _option(
