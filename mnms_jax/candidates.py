@@ -12,7 +12,7 @@ from mnms_jax.reward_model import Ranking, Trials
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, Policy, PRNGKey
 
-_SHARED = 4  # trials before any is chosen by a task's own trials alone, being too few to tell
+_SHARED = 10  # trials before any is chosen by a task's own trials alone, being too few to tell
 _PARENTS = 8  # a task's best trials, whose designs are varied
 
 

@@ -136,16 +136,16 @@ def test_every_other_of_the_first_trials_is_the_next_suggestion():
     assert pick(rank, designs, nothing, 3, none, 4).ravel().tolist() == [5, 4, 3]
 
 
-def test_after_four_trials_every_other_one_is_by_the_tasks_own_trials_alone():
-    designs = jnp.arange(12)[:, None]
+def test_after_ten_trials_every_other_one_is_by_the_tasks_own_trials_alone():
+    designs = jnp.arange(20)[:, None]
 
     def rank(trials, designs, features):
         """Sources like large numbers, the task's own trials small ones."""
         return Ranking(1.0 * designs[:, 0], -1.0 * designs[:, 0], jnp.zeros(len(designs)), 0.0)
 
-    nothing = Trials(jnp.zeros((8, 1), jnp.int32), jnp.zeros(8), jnp.zeros(8, bool))
-    chosen = pick(rank, designs, nothing, 8, suggest([]), 0)
-    assert chosen.ravel().tolist() == [11, 10, 9, 8, 7, 0, 6, 1]
+    nothing = Trials(jnp.zeros((14, 1), jnp.int32), jnp.zeros(14), jnp.zeros(14, bool))
+    chosen = pick(rank, designs, nothing, 14, suggest([]), 0).ravel().tolist()
+    assert chosen == [*range(19, 9, -1), 9, 0, 8, 1]
 
 
 def test_a_design_is_ranked_as_if_those_before_it_had_earned_what_was_expected():
