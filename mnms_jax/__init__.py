@@ -2,6 +2,7 @@
 
 from mnms_jax.advantage import rank_advantage, relative_advantage, standardized_advantage
 from mnms_jax.children.image import make_image_family
+from mnms_jax.children.mlp import make_record_family
 from mnms_jax.children.text import PRESETS, make_text_family
 from mnms_jax.cli import config_from_flags, define_flags, run_main, use_cores_as_devices
 from mnms_jax.config import PUBLISHED, Config, TransferConfig
@@ -36,6 +37,7 @@ from mnms_jax.tabular_experiment import run_tabular
 from mnms_jax.tasks.embeddings import glove50, load_word_vectors
 from mnms_jax.tasks.image_inputs import ImageInputs
 from mnms_jax.tasks.inputs import TextInputs
+from mnms_jax.tasks.record_inputs import RecordInputs
 from mnms_jax.tasks.registry import load_tasks
 from mnms_jax.tasks.table_files import read_table
 from mnms_jax.tasks.tables import load_table
@@ -72,6 +74,7 @@ __all__ = [
     "Policy",
     "PolicyOutput",
     "Proposal",
+    "RecordInputs",
     "Request",
     "RewardModel",
     "RewardTable",
@@ -114,6 +117,7 @@ __all__ = [
     "make_ppo_learner",
     "make_random_policy",
     "make_ranker",
+    "make_record_family",
     "make_reinforce_learner",
     "make_requests",
     "make_search",

@@ -2,10 +2,9 @@
 
 import functools
 from collections.abc import Hashable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,9 +14,11 @@ from mnms_jax.children.layers import (
     Normalization,
     activate,
     activation_coefficients,
+    dense_hyperparameters,
     dense_layers,
     keep_mask,
     layer_bits,
+    make_child_model,
     round_up,
     to_uniform,
     uniform_param,
@@ -31,7 +32,6 @@ from mnms_jax.types import (
     ChildSpec,
     Choice,
     OptimizerSettings,
-    Params,
     UserError,
 )
 
@@ -126,10 +126,7 @@ def _hyperparameters(design: Mapping[str, Choice]) -> ImageHyperparameters:
         conv_activation=activation_coefficients(str(design["conv_activation"])),
         conv_normalization=np.int32(NORMALIZATIONS.index("batch") * number("conv_batch_norm")),
         conv_dropout=number("conv_dropout"),
-        hidden_size=number("hidden_size"),
-        hidden_activation=activation_coefficients(str(design.get("hidden_activation", "relu"))),
-        normalization=np.int32(NORMALIZATIONS.index(str(design.get("normalization", "none")))),
-        hidden_dropout=number("hidden_dropout"),
+        **dense_hyperparameters(design),
     )
 
 
@@ -172,25 +169,7 @@ def make_image_model(architecture: Hashable, num_classes: int) -> ChildModel:
     A batch is of images, uint8 [B, S, S, C]; its constants are their PixelStatistics.
     """
     assert isinstance(architecture, ImageArchitecture)
-    module = _ImageChild(architecture, num_classes)
-
-    def init(seed: Array, batch: Any, constants: Any, hyperparameters: Any) -> Params:
-        unused = jax.random.key(0)
-        return module.init(unused, batch, constants, hyperparameters, seed, False)
-
-    def apply(
-        variables: Params,
-        batch: Any,
-        constants: Any,
-        hyperparameters: Any,
-        seed: Array,
-        training: AnyArray,
-    ) -> tuple[Array, Params]:
-        inputs = (batch, constants, hyperparameters, seed, training)
-        logits, updated = module.apply(variables, *inputs, mutable=["batch_stats"])
-        return logits, updated.get("batch_stats", {})
-
-    return ChildModel(init, apply)
+    return make_child_model(_ImageChild(architecture, num_classes))
 
 
 class _ImageChild(nn.Module):

@@ -3,6 +3,7 @@
 import functools
 import math
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnms_jax.children.ragged import Layout
-from mnms_jax.types import AnyArray, Array, PRNGKey
+from mnms_jax.types import AnyArray, Array, ChildModel, Choice, Params, PRNGKey
 
 # Every activation is  a min(max(x, 0), cap) + b min(x, 0) + (c + d x) sigmoid(e x) + f.
 # Rows: a, cap, b, c, d, e, f. One formula costs less than a switch, and vmaps.
@@ -299,6 +300,46 @@ class NormalizedDense(nn.Module):
         return Normalization(self.size, name="norm")(x @ kernel, units, kind, training)
 
 
+def make_child_model(module: nn.Module) -> ChildModel:
+    """Returns a module as a child.
+
+    Args:
+      module: takes a batch, constants, hyperparameters, a seed and whether it is trained.
+    """
+
+    def init(seed: Array, batch: Any, constants: Any, hyperparameters: Any) -> Params:
+        unused = jax.random.key(0)
+        return module.init(unused, batch, constants, hyperparameters, seed, False)
+
+    def apply(
+        variables: Params,
+        batch: Any,
+        constants: Any,
+        hyperparameters: Any,
+        seed: Array,
+        training: AnyArray,
+    ) -> tuple[Array, Params]:
+        inputs = (batch, constants, hyperparameters, seed, training)
+        logits, updated = module.apply(variables, *inputs, mutable=["batch_stats"])
+        return logits, updated.get("batch_stats", {})
+
+    return ChildModel(init, apply)
+
+
+def dense_hyperparameters(design: Mapping[str, Choice]) -> dict[str, AnyArray]:
+    """Returns what `dense_layers` takes as traced inputs, by name; a design without has zeros.
+
+    They are hidden_size [], units of each hidden layer; hidden_activation [7], see ACTIVATIONS;
+    normalization [], index into NORMALIZATIONS; and hidden_dropout [].
+    """
+    return {
+        "hidden_size": np.float32(design.get("hidden_size", 0.0)),
+        "hidden_activation": activation_coefficients(str(design.get("hidden_activation", "relu"))),
+        "normalization": np.int32(NORMALIZATIONS.index(str(design.get("normalization", "none")))),
+        "hidden_dropout": np.float32(design.get("hidden_dropout", 0.0)),
+    }
+
+
 def dense_layers(
     module: nn.Module,
     x: Array,
@@ -317,8 +358,7 @@ def dense_layers(
       num_layers: hidden layers.
       most_units: of each.
       num_classes: outputs.
-      hyper: has hidden_size [], units of each layer; hidden_activation [7], see ACTIVATIONS;
-        normalization [], index into NORMALIZATIONS; and hidden_dropout [].
+      hyper: has what `dense_hyperparameters` gives.
       seed: uint32 [].
       training: bool [].
     """

@@ -2,18 +2,18 @@
 
 import functools
 from collections.abc import Hashable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import numpy as np
 
 from mnms_jax.children.layers import (
     ACTIVATIONS,
     NORMALIZATIONS,
-    activation_coefficients,
+    dense_hyperparameters,
     dense_layers,
     keep_mask,
+    make_child_model,
     round_up,
 )
 from mnms_jax.space import Decision, SearchSpace
@@ -25,7 +25,6 @@ from mnms_jax.types import (
     ChildSpec,
     Choice,
     OptimizerSettings,
-    Params,
     UserError,
 )
 
@@ -77,9 +76,6 @@ def make_record_family(preset: str = "cpu") -> ChildFamily:
 
 
 def _make_spec(design: Mapping[str, Choice]) -> ChildSpec:
-    def number(name: str) -> np.float32:
-        return np.float32(design.get(name, 0.0))
-
     layers = int(design["hidden_layers"])
     architecture = RecordArchitecture(
         linear=bool(design.get("linear", False)),
@@ -87,11 +83,8 @@ def _make_spec(design: Mapping[str, Choice]) -> ChildSpec:
         hidden_size=round_up(int(design["hidden_size"]), _LANES) if layers else 0,
     )
     hyperparameters = RecordHyperparameters(
-        input_dropout=number("input_dropout"),
-        hidden_size=number("hidden_size"),
-        hidden_activation=activation_coefficients(str(design.get("hidden_activation", "relu"))),
-        normalization=np.int32(NORMALIZATIONS.index(str(design.get("normalization", "none")))),
-        hidden_dropout=number("hidden_dropout"),
+        input_dropout=np.float32(design["input_dropout"]),
+        **dense_hyperparameters(design),
     )
     settings = OptimizerSettings(
         str(design["optimizer"]),
@@ -138,26 +131,7 @@ def make_record_model(architecture: Hashable, num_classes: int) -> ChildModel:
     A batch is of features, float32 [B, F]; there are no constants.
     """
     assert isinstance(architecture, RecordArchitecture)
-    module = _RecordChild(architecture, num_classes)
-
-    def init(seed: Array, batch: Any, constants: Any, hyperparameters: Any) -> Params:
-        del constants
-        return module.init(jax.random.key(0), batch, hyperparameters, seed, False)
-
-    def apply(
-        variables: Params,
-        batch: Any,
-        constants: Any,
-        hyperparameters: Any,
-        seed: Array,
-        training: AnyArray,
-    ) -> tuple[Array, Params]:
-        del constants
-        inputs = (batch, hyperparameters, seed, training)
-        logits, updated = module.apply(variables, *inputs, mutable=["batch_stats"])
-        return logits, updated.get("batch_stats", {})
-
-    return ChildModel(init, apply)
+    return make_child_model(_RecordChild(architecture, num_classes))
 
 
 class _RecordChild(nn.Module):
@@ -168,7 +142,7 @@ class _RecordChild(nn.Module):
         self.network = _Network(self.architecture, self.num_classes)
 
     def __call__(
-        self, x: Array, hyper: RecordHyperparameters, seed: Array, training: Array
+        self, x: Array, _: None, hyper: RecordHyperparameters, seed: Array, training: Array
     ) -> Array:
         return self.network(x, hyper, seed, training)
 

@@ -10,7 +10,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,9 +20,11 @@ from mnms_jax.children.layers import (
     Normalization,
     activate,
     activation_coefficients,
+    dense_hyperparameters,
     dense_layers,
     embed,
     keep_mask,
+    make_child_model,
     round_up,
     uniform_param,
 )
@@ -37,7 +38,6 @@ from mnms_jax.types import (
     ChildSpec,
     Choice,
     OptimizerSettings,
-    Params,
     UserError,
 )
 
@@ -192,25 +192,7 @@ def make_text_model(architecture: Hashable, num_classes: int) -> ChildModel:
     Its constants are the pre-trained table [V, E], or None where it isn't used.
     """
     assert isinstance(architecture, TextArchitecture)
-    module = _WideAndDeep(architecture, num_classes)
-
-    def init(seed: Array, batch: Any, constants: Any, hyperparameters: Any) -> Params:
-        unused = jax.random.key(0)
-        return module.init(unused, batch, constants, hyperparameters, seed, False)
-
-    def apply(
-        variables: Params,
-        batch: Any,
-        constants: Any,
-        hyperparameters: Any,
-        seed: Array,
-        training: AnyArray,
-    ) -> tuple[Array, Params]:
-        inputs = (batch, constants, hyperparameters, seed, training)
-        logits, updated = module.apply(variables, *inputs, mutable=["batch_stats"])
-        return logits, updated.get("batch_stats", {})
-
-    return ChildModel(init, apply)
+    return make_child_model(_WideAndDeep(architecture, num_classes))
 
 
 class _WideAndDeep(nn.Module):
@@ -314,10 +296,7 @@ def _hyperparameters(design: Mapping[str, Choice]) -> TextHyperparameters:
         conv_normalization=np.int32(NORMALIZATIONS.index("batch") * number("conv_batch_norm")),
         conv_dropout=number("conv_dropout"),
         conv_embedding_dropout=number("conv_embedding_dropout"),
-        hidden_size=number("hidden_size"),
-        hidden_activation=activation_coefficients(str(design.get("hidden_activation", "relu"))),
-        normalization=np.int32(NORMALIZATIONS.index(str(design.get("normalization", "none")))),
-        hidden_dropout=number("hidden_dropout"),
+        **dense_hyperparameters(design),
     )
 
 
