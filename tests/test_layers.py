@@ -6,19 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mnms_jax.children.dense import NORMALIZATIONS, NormalizedDense, batch_moments, normalize
 from mnms_jax.children.layers import (
     ACTIVATIONS,
-    NORMALIZATIONS,
-    NormalizedDense,
     activate,
     activation_coefficients,
-    batch_moments,
     counter_bits,
     embed,
     keep_mask,
     max_over_windows,
     mix,
-    normalize,
     to_uniform,
     uniform_param,
 )

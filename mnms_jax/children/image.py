@@ -8,14 +8,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from mnms_jax.children.layers import (
-    ACTIVATIONS,
+from mnms_jax.children.dense import (
     NORMALIZATIONS,
     Normalization,
-    activate,
-    activation_coefficients,
     dense_hyperparameters,
     dense_layers,
+)
+from mnms_jax.children.layers import (
+    ACTIVATIONS,
+    activate,
+    activation_coefficients,
     keep_mask,
     layer_bits,
     make_child_model,
@@ -61,11 +63,11 @@ class ImageHyperparameters(NamedTuple):
     shift: AnyArray  # most pixels by which training images are moved, in each direction
     flip: AnyArray  # 1.0: half of the training images are mirrored, 0.0: none
     conv_activation: AnyArray  # [7], see layers.ACTIVATIONS
-    conv_normalization: AnyArray  # index into layers.NORMALIZATIONS
+    conv_normalization: AnyArray  # index into dense.NORMALIZATIONS
     conv_dropout: AnyArray  # share of the feature maps
     hidden_size: AnyArray  # units of each hidden layer
     hidden_activation: AnyArray  # [7]
-    normalization: AnyArray  # index into layers.NORMALIZATIONS
+    normalization: AnyArray  # index into dense.NORMALIZATIONS
     hidden_dropout: AnyArray
 
 

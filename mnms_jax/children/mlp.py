@@ -7,15 +7,8 @@ from typing import NamedTuple
 import flax.linen as nn
 import numpy as np
 
-from mnms_jax.children.layers import (
-    ACTIVATIONS,
-    NORMALIZATIONS,
-    dense_hyperparameters,
-    dense_layers,
-    keep_mask,
-    make_child_model,
-    round_up,
-)
+from mnms_jax.children.dense import NORMALIZATIONS, dense_hyperparameters, dense_layers
+from mnms_jax.children.layers import ACTIVATIONS, keep_mask, make_child_model, round_up
 from mnms_jax.space import Decision, SearchSpace
 from mnms_jax.types import (
     AnyArray,
@@ -53,7 +46,7 @@ class RecordHyperparameters(NamedTuple):
     input_dropout: AnyArray
     hidden_size: AnyArray  # units of each hidden layer
     hidden_activation: AnyArray  # [7], see layers.ACTIVATIONS
-    normalization: AnyArray  # index into layers.NORMALIZATIONS
+    normalization: AnyArray  # index into dense.NORMALIZATIONS
     hidden_dropout: AnyArray
 
 

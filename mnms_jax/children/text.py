@@ -13,15 +13,17 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from mnms_jax.children.layers import (
-    ACTIVATIONS,
+from mnms_jax.children.dense import (
     NORMALIZATIONS,
-    Convolutions,
     Normalization,
-    activate,
-    activation_coefficients,
     dense_hyperparameters,
     dense_layers,
+)
+from mnms_jax.children.layers import (
+    ACTIVATIONS,
+    Convolutions,
+    activate,
+    activation_coefficients,
     embed,
     keep_mask,
     make_child_model,
@@ -90,12 +92,12 @@ class TextHyperparameters(NamedTuple):
     """What the program of a text child takes as traced inputs."""
 
     conv_activation: AnyArray  # [7], see layers.ACTIVATIONS
-    conv_normalization: AnyArray  # index into layers.NORMALIZATIONS
+    conv_normalization: AnyArray  # index into dense.NORMALIZATIONS
     conv_dropout: AnyArray
     conv_embedding_dropout: AnyArray
     hidden_size: AnyArray  # units of each hidden layer
     hidden_activation: AnyArray  # [7]
-    normalization: AnyArray  # index into layers.NORMALIZATIONS
+    normalization: AnyArray  # index into dense.NORMALIZATIONS
     hidden_dropout: AnyArray
 
 
