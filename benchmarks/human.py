@@ -283,6 +283,8 @@ def main() -> None:
     summary = json.loads((workdir / "summary.json").read_text())
     rows: list[Row] = []
     for task in mnms.load_tasks(_ENTRIES.value or list(summary["tasks"])):
+        if task.kind not in RIVALS:
+            raise mnms.UserError(f"task {task.name!r} is of {task.kind}s: nothing to compare with")
         rows += compare(task, workdir / "best" / task.name)
     with (workdir / "human.csv").open("w", newline="") as file:
         writer = csv.writer(file)

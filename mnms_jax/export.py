@@ -1,7 +1,7 @@
 """The best children of a search, as folders."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -29,7 +29,7 @@ from mnms_jax.children.text import (
 from mnms_jax.space import nearest
 from mnms_jax.tasks.images import resize
 from mnms_jax.tasks.record_inputs import pad_features
-from mnms_jax.tasks.records import RecordEncoder, Records, encode_records
+from mnms_jax.tasks.records import RecordEncoder, encode_records, to_column
 from mnms_jax.tasks.text import TextEncoder, encode, make_batch
 from mnms_jax.training.program import predict
 from mnms_jax.types import AnyArray, ChildModel, Choice, Params, UserError
@@ -78,10 +78,18 @@ class ImageChild(NamedTuple):
     variables: Params
 
     def predict_proba(self, images: AnyArray) -> np.ndarray:
-        """Returns the classes' probabilities for images, uint8 [N, H, W, C], as float32 [N, M]."""
+        """Returns the classes' probabilities for images, uint8 [N, H, W, C], as float32 [N, M].
+
+        Raises:
+          UserError: the images are of another shape.
+        """
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[3] not in (1, self.channels):
+            shape = f"[N, H, W, 1 or {self.channels}]"
+            raise UserError(f"images of shape {list(images.shape)}: must be {shape}")
         if not len(images):
             return np.zeros((0, len(self.class_names)), np.float32)
-        batch = resize(np.asarray(images), self.side, self.channels)
+        batch = resize(images, self.side, self.channels)
         num_outputs = self.variables["params"]["network"]["bias"].size
         model = make_image_model(self.architecture, num_outputs)
         return _probabilities(self, model, batch, self.statistics)
@@ -103,27 +111,35 @@ class RecordChild(NamedTuple):
     num_features: int  # to which they are padded
     variables: Params
 
-    def predict_proba(self, records: Records) -> np.ndarray:
+    def predict_proba(self, records: Mapping[str, Sequence[Any]]) -> np.ndarray:
         """Returns the classes' probabilities for N records, float32 [N, number of classes].
 
         Args:
           records: by the name of a column, N values. Others than the child knows aren't looked at.
 
         Raises:
-          UserError: a column is missing.
+          UserError: a column is missing, or isn't of numbers, or as long as the others.
         """
-        known = (*self.encoder.numbers, *(name for name, _ in self.encoder.categories))
-        for name in known:
+        columns = {}
+        for name in (*self.encoder.numbers, *(name for name, _ in self.encoder.categories)):
             if name not in records:
                 raise UserError(f"column {name!r} is missing{nearest(name, records)}")
-        if not len(records[known[0]]):
+            try:
+                columns[name] = to_column(records[name], name in self.encoder.numbers)
+            except ValueError as error:
+                raise UserError(f"column {name!r} must be of numbers: {error}") from error
+        if len({len(column) for column in columns.values()}) > 1:
+            raise UserError("the columns must be equally long")
+        if not len(next(iter(columns.values()))):
             return np.zeros((0, len(self.class_names)), np.float32)
-        features = encode_records(self.encoder, records)
+        features = encode_records(self.encoder, columns)
         num_outputs = self.variables["params"]["network"]["bias"].size
         model = make_record_model(self.architecture, num_outputs)
-        return _probabilities(self, model, pad_features(features, self.num_features), None)
+        return _probabilities(
+            self, model, pad_features(features, self.num_features), np.float32(features.shape[1])
+        )
 
-    def predict(self, records: Records) -> list[str]:
+    def predict(self, records: Mapping[str, Sequence[Any]]) -> list[str]:
         """Returns the likeliest class's name for each record."""
         return [self.class_names[i] for i in self.predict_proba(records).argmax(-1)]
 
@@ -163,7 +179,8 @@ def save_child(path: pathlib.Path, child: Child) -> None:
         arrays["statistics"] = child.statistics._asdict()
         description |= {"kind": "image", "side": child.side, "channels": child.channels}
     else:
-        arrays["grid"] = child.encoder.grid
+        if child.encoder.grid.size:  # which Orbax needs
+            arrays["grid"] = child.encoder.grid
         description |= {
             "kind": "record",
             "preprocessing": child.encoder.preprocessing._asdict(),
@@ -187,7 +204,8 @@ def load_child(path: str | pathlib.Path) -> Child:
         for name, value in data["hyperparameters"].items()
     }
     known = (data["task"], tuple(data["class_names"]), data["decisions"])
-    if data["kind"] == "image":
+    kind = data.get("kind", "text")
+    if kind == "image":
         return ImageChild(
             *known,
             ImageArchitecture(**architecture),
@@ -197,7 +215,7 @@ def load_child(path: str | pathlib.Path) -> Child:
             PixelStatistics(**arrays["statistics"]),
             arrays["variables"],
         )
-    if data["kind"] == "record":
+    if kind == "record":
         return RecordChild(
             *known,
             RecordArchitecture(**architecture),
@@ -205,7 +223,7 @@ def load_child(path: str | pathlib.Path) -> Child:
             RecordEncoder(
                 RecordPreprocessing(**data["preprocessing"]),
                 tuple(data["numbers"]),
-                np.asarray(arrays["grid"]),
+                np.asarray(arrays.get("grid", np.zeros((0, 2)))),
                 tuple((name, tuple(texts)) for name, texts in data["categories"]),
             ),
             data["num_features"],

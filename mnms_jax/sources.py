@@ -50,6 +50,12 @@ def load_sources(
         logging.warning("  %s", line)
     trials = migrate_trials(match, saved.space, space, saved.trials)
     num_lost = int(jnp.sum(saved.trials.size) - jnp.sum(trials.size))
+    if num_lost and num_lost == int(jnp.sum(saved.trials.size)):
+        raise UserError(
+            f"{path} has a controller for another search space: none of its {num_lost} trials has "
+            "a design of this one; choose tasks of the same kind, and the --space that it was "
+            "trained in"
+        )
     logging.warning(
         "%d of %d choices are known, %d of %d trials have designs that are gone",
         np.sum(match.choices >= 0),

@@ -195,6 +195,10 @@ def test_children_learn_digits_and_come_back(tmp_path, changes):
     assert again.predict(split.inputs[:3]) == child.predict(split.inputs[:3])
     assert again.decisions == design
     assert child.predict(split.inputs[:0]) == []
+    with pytest.raises(
+        UserError, match=r"images of shape \[2, 8, 8\]: must be \[N, H, W, 1 or 1\]"
+    ):
+        child.predict(split.inputs[:2, ..., 0])
 
 
 def test_an_unknown_preset():

@@ -69,6 +69,13 @@ def test_another_space_altogether_is_refused(saved, tmp_path):
         load_sources(tmp_path, SearchSpace([Decision("z", (1, 2))]), {})
 
 
+def test_a_space_of_which_no_trial_is_left_is_refused(saved, tmp_path):
+    save_controller(tmp_path, saved)
+    space = SearchSpace([Decision("a", (7, 8)), Decision("b", (True, False))])
+    with pytest.raises(UserError, match="none of its 3 trials has a design of this one"):
+        load_sources(tmp_path, space, {})
+
+
 def test_what_is_saved_holds_the_finished_trials_of_all_tasks(saved, key):
     records = [
         record("new", 0, {"a": 1}, 0.4),

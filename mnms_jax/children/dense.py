@@ -128,6 +128,7 @@ def dense_layers(
     hyper: Any,
     seed: Array,
     training: Array,
+    fan_in: AnyArray | None = None,
 ) -> Array:
     """Returns logits [B, num_classes], without a bias, after hidden layers over x [B, H].
 
@@ -140,8 +141,9 @@ def dense_layers(
       hyper: has what `dense_hyperparameters` gives.
       seed: uint32 [].
       training: bool [].
+      fan_in: how many of x's columns aren't padding; None: all.
     """
-    fan_in: AnyArray = x.shape[-1]
+    fan_in = x.shape[-1] if fan_in is None else fan_in
     for layer in range(num_layers):
         dense = NormalizedDense(most_units, parent=module, name=f"hidden{layer}")
         x = dense(x, fan_in, hyper.hidden_size, hyper.normalization, seed, training)

@@ -121,7 +121,7 @@ def _decisions(cpu: bool) -> list[Decision]:
 def make_record_model(architecture: Hashable, num_classes: int) -> ChildModel:
     """Returns the child of an architecture, always the same object for the same arguments.
 
-    A batch is of features, float32 [B, F]; there are no constants.
+    A batch is of features, float32 [B, F]; its constant is how many of them aren't padding, [].
     """
     assert isinstance(architecture, RecordArchitecture)
     return make_child_model(_RecordChild(architecture, num_classes))
@@ -135,9 +135,14 @@ class _RecordChild(nn.Module):
         self.network = _Network(self.architecture, self.num_classes)
 
     def __call__(
-        self, x: Array, _: None, hyper: RecordHyperparameters, seed: Array, training: Array
+        self,
+        x: Array,
+        num_features: Array,
+        hyper: RecordHyperparameters,
+        seed: Array,
+        training: Array,
     ) -> Array:
-        return self.network(x, hyper, seed, training)
+        return self.network(x, num_features, hyper, seed, training)
 
 
 class _Network(nn.Module):
@@ -146,14 +151,19 @@ class _Network(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, hyper: RecordHyperparameters, seed: Array, training: Array
+        self,
+        x: Array,
+        num_features: Array,
+        hyper: RecordHyperparameters,
+        seed: Array,
+        training: Array,
     ) -> Array:
         arch = self.architecture
         x *= keep_mask(seed, 100, hyper.input_dropout * training, x.shape)
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
-        logits = bias[None] + dense_layers(
-            self, x, arch.hidden_layers, arch.hidden_size, self.num_classes, hyper, seed, training
-        )
+        sizes = (arch.hidden_layers, arch.hidden_size, self.num_classes)
+        logits = bias[None]
+        logits += dense_layers(self, x, *sizes, hyper, seed, training, num_features)
         if arch.linear:
             logits += nn.Dense(
                 self.num_classes, False, kernel_init=nn.initializers.zeros, name="linear"

@@ -1,5 +1,6 @@
 """Classification from the user's own files: of texts, or of rows of numbers and categories."""
 
+import decimal
 import math
 import pathlib
 import re
@@ -99,14 +100,13 @@ def load_file_task(spec: FileTask) -> Task:
         for part in ("train", "validation", "test")
         if (path := getattr(spec, part)) is not None
     }
-    if spec.text is None and _guess(files["train"], _TEXT_NAMES) is None:
+    train = files["train"]
+    if spec.text is None and not _has_text(train):
         return _load_records(spec, files)
     parts = {part: _read_rows(spec, columns) for part, columns in files.items()}
     names = _class_names([label for rows in parts.values() for label in rows.labels])
     index = {name: number for number, name in enumerate(names)}
-    unseen = sorted({*names} - {*parts["train"].labels})
-    if unseen:
-        logging.warning("%s: nothing to learn %s from in %s", spec.name, unseen, spec.train)
+    _warn_of_unseen(spec, names, parts["train"].labels)
     splits = {
         part: Split(tuple(rows.texts), np.array([index[x] for x in rows.labels], np.int32))
         for part, rows in parts.items()
@@ -160,16 +160,34 @@ def _without(validation: Split, test: Split, spec: FileTask) -> Split:
     return Split(tuple(validation.inputs[row] for row in rows), validation.labels[rows])
 
 
+def _has_text(columns: Columns) -> bool:
+    """Returns whether a column is called as texts are; numbers are none, but under "text"."""
+    name = _guess(columns, _TEXT_NAMES)
+    if name is None or name.lower() == _TEXT_NAMES[0]:
+        return name is not None
+    return to_column(columns.values[name]).dtype == object
+
+
+def _warn_of_unseen(spec: FileTask, names: Sequence[str], labels: Sequence[str]) -> None:
+    unseen = sorted({*names} - {*labels})
+    if unseen:
+        logging.warning("%s: nothing to learn %s from in %s", spec.name, unseen, spec.train)
+
+
 def _load_records(spec: FileTask, files: Mapping[str, Columns]) -> Task:
     """Returns the task of files without a text, whose columns are numbers and categories."""
     label_name = _find_column(files["train"], "label", spec.label, _LABEL_NAMES)
     train = files["train"]
     others = [name for name in dict.fromkeys(train.names) if name not in (label_name, "")]
-    features = [name for name in others if is_feature(to_column(train.values[name]))]
+    labels = {
+        part: _labels(columns, _same_column(columns, label_name)) for part, columns in files.items()
+    }
+    rows = {part: [i for i, label in enumerate(own) if label] for part, own in labels.items()}
+    known = {name: to_column([train.values[name][i] for i in rows["train"]]) for name in others}
+    features = [name for name in others if is_feature(known[name])]
     if not features:
-        known = ", ".join(others)
-        fault = f"which of its columns {known} is the text? Say ?text=COLUMN; none has numbers"
-        raise unusable(train.path, f"{fault} or few enough categories to learn from")
+        fault = f"which of its columns {', '.join(others)} is the text? Say ?text=COLUMN"
+        raise unusable(train.path, f"{fault}; none has numbers, or categories to learn from")
     for name in others:
         if name not in features:
             logging.warning(
@@ -177,30 +195,41 @@ def _load_records(spec: FileTask, files: Mapping[str, Columns]) -> Task:
                 "the text to classify, say ?text=%s",
                 *(spec.name, name, name),
             )
-    found: dict[str, tuple[dict[str, np.ndarray], list[str]]] = {}
-    numeric: dict[str, bool] = {}
-    for part, columns in files.items():
-        for name in (label_name, *features):
-            _find_column(columns, "column", name, ())
-        labels = _labels(columns, label_name)
-        rows = [i for i, label in enumerate(labels) if label]
-        records = {}
-        for name in features:
-            values = [columns.values[name][i] for i in rows]
-            records[name] = to_column(values)
-            is_number = records[name].dtype != object
-            if numeric.setdefault(name, is_number) and not is_number:
-                raise unusable(columns.path, f"not all of its {name!r} are numbers, as in train")
-            if not numeric[name] and is_number:
-                records[name] = to_column([*values, "text"])[:-1]
-        found[part] = records, [labels[i] for i in rows]
-    classes = _class_names([label for _, labels in found.values() for label in labels])
+    classes = _class_names([label for own in labels.values() for label in own if label])
+    _warn_of_unseen(spec, classes, labels["train"])
     index = {name: number for number, name in enumerate(classes)}
-    splits = {
-        part: Split(records, np.array([index[label] for label in labels], np.int32))
-        for part, (records, labels) in found.items()
-    }
+    splits = {}
+    for part, columns in files.items():
+        records = {
+            name: _feature(columns, name, rows[part], known[name].dtype != object)
+            for name in features
+        }
+        ids = [index[labels[part][i]] for i in rows[part]]
+        splits[part] = Split(records, np.array(ids, np.int32))
+        logging.info(
+            "%s: %r is the label, %s are learned from; %d of %d rows of %s have a label",
+            *(spec.name, label_name, ", ".join(features)),
+            *(len(ids), len(columns.rows), columns.path),
+        )
     return make_record_task(spec.name, splits, classes)
+
+
+def _same_column(columns: Columns, name: str) -> str:
+    return _find_column(columns, "column", name, ())
+
+
+def _feature(columns: Columns, name: str, rows: Sequence[int], is_number: bool) -> np.ndarray:
+    """Returns a column of some rows, as numbers or as texts."""
+    values = columns.values[_same_column(columns, name)]
+    try:
+        found = to_column([values[i] for i in rows], is_number)
+    except ValueError as error:
+        fault = f"not all of its {name!r} are numbers, as in train: {error}"
+        raise unusable(columns.path, fault) from error
+    for i, text in zip(rows, found.tolist(), strict=True):
+        if not is_number:
+            _check_characters(columns.path, columns.rows[i], name + text)
+    return found
 
 
 def _read_rows(spec: FileTask, columns: Columns) -> _Rows:
@@ -240,7 +269,7 @@ def _labels(columns: Columns, name: str) -> list[str]:
         if label is None or (isinstance(label, float) and math.isnan(label)):
             labels.append("")
             continue
-        if not isinstance(label, str | int | float):
+        if not isinstance(label, str | int | float | decimal.Decimal):
             fault = f"row {row} has {label!r} in {name!r}"
             raise unusable(path, f"{fault}; a text, a number, or true or false is needed")
         labels.append(_class_name(label))
@@ -257,7 +286,7 @@ def _check_characters(path: pathlib.Path, row: int, text: str) -> None:
         raise unusable(path, f"row {row} has half a character: {error.reason}") from error
 
 
-def _class_name(label: str | float) -> str:
+def _class_name(label: str | float | decimal.Decimal) -> str:
     """Returns what a label is called: the same for a value, whatever the file makes of it."""
     name = unicodedata.normalize("NFC", str(label).strip())
     if name.lower() in ("true", "false"):

@@ -81,7 +81,7 @@ class RecordInputs:
             first_evaluation=np.int32(self._num_rows["train"]),
             num_evaluation=np.int32(len(task.splits["validation"].labels)),
             num_classes=np.int32(task.num_classes),
-            constants=None,
+            constants=np.float32(encoder.num_features),
         )
         return encoder, jax.tree.map(jnp.asarray, data)
 

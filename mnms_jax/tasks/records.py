@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ _SHARE = 0.1  # of the rows, for validation, and for test where it has none of i
 _MOST_CATEGORIES = 50  # that a feature each; all others are as one that was never seen
 _MOST_DISTINCT = 0.5  # texts of which more are different tell nothing of other rows
 _QUANTILES = 101
+_LARGEST = 1e100  # numbers beyond would overflow
+_MISSING = {"", "?", "-", "na", "n/a", "nan", "null", "none"}
 _BUNDLED = {
     # Fisher (1936); Forina et al. (1988); Street, Wolberg & Mangasarian (1993).
     "iris": "load_iris",
@@ -42,20 +45,29 @@ def load_bundled_task(name: str) -> Task:
     return make_record_task(name, {"train": Split(columns, labels)}, names)
 
 
-def to_column(values: Sequence[Any]) -> np.ndarray:
-    """Returns a column's values as numbers if all that are there are such, else as texts.
+def to_column(values: Sequence[Any], is_number: bool | None = None) -> np.ndarray:
+    """Returns a column's values as numbers, NaN where there is none, or as texts, "" there.
 
-    True and false are texts.
+    Args:
+      values: of the column. None, and texts such as "", "?" and "NA", are none; so are numbers
+        beyond any use, infinity among them. True and false are texts.
+      is_number: whether it is a column of numbers; None: it is, if all values that are there are.
+
+    Raises:
+      ValueError: a value is no number, and should be.
     """
-    texts = ["" if _is_missing(value) else str(value).strip() for value in values]
-    if not any(isinstance(value, bool) for value in values):
+    texts = ["" if value is None else str(value).strip() for value in values]
+    texts = ["" if text.lower() in _MISSING else text for text in texts]
+    if is_number is not False:
         try:
-            numbers = [float(text) if text else math.nan for text in texts]
+            numbers = np.array([float(text) if text else math.nan for text in texts])
         except ValueError:
-            pass
+            if is_number:
+                raise
         else:
-            if np.isfinite(numbers).any():
-                return np.where(np.isinf(numbers), math.nan, numbers)
+            numbers[~(np.abs(numbers) < _LARGEST)] = math.nan
+            if is_number or np.isfinite(numbers).any():
+                return numbers
     return np.array(texts, object)
 
 
@@ -66,14 +78,11 @@ def is_feature(column: np.ndarray) -> bool:
     return 1 < len({*column.tolist()} - {""}) <= max(_MOST_DISTINCT * len(column), 2)
 
 
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
 def make_record_task(name: str, splits: Mapping[str, Split], class_names: tuple[str, ...]) -> Task:
     """Holds out what isn't there of validation and test, a tenth of each class; always the same.
 
-    Rows that are equal in all columns are kept, all in the same part.
+    Rows that are equal in all columns are kept, all in the same part; of those to learn from, and
+    of validation, rows are left out that are held out too.
 
     Args:
       name: of the task.
@@ -83,43 +92,51 @@ def make_record_task(name: str, splits: Mapping[str, Split], class_names: tuple[
     Raises:
       UserError: there is too little to learn from.
     """
-    missing = [part for part in ("validation", "test") if part not in splits]
-    train = splits["train"]
-    keys = _row_keys(train.inputs)
-    first: dict[str, int] = {}
-    for row, key in enumerate(keys):
-        first.setdefault(key, row)
-    shares = {part: _SHARE for part in missing}
+    found, held_out = dict(splits), set()
+    for part in ("test", "validation", "train"):
+        if part in found:
+            keys = _row_keys(found[part].inputs)
+            rows = [row for row, key in enumerate(keys) if key not in held_out]
+            if len(rows) < len(keys):
+                dropped = len(keys) - len(rows)
+                logging.warning("%s: %d rows of %s are held out too", name, dropped, part)
+                found[part] = _take(found[part], rows)
+            held_out |= set(keys)
+    given = found["train"]
+    keys = _row_keys(given.inputs)
+    label_of: dict[str, int] = {}  # of rows that are equal, the first class
+    for key, label in zip(keys, given.labels.tolist(), strict=True):
+        label_of[key] = min(label, label_of.get(key, label))
+    shares = {part: _SHARE for part in ("validation", "test") if part not in splits}
     shares["train"] = 1 - sum(shares.values())
-    labels = train.labels.tolist()
-    parts = split_rows(list(first), [labels[row] for row in first.values()], shares, stratify=True)
-    unique = list(first)
+    parts = split_rows(list(label_of), list(label_of.values()), shares, stratify=True)
+    unique = list(label_of)
     part_of = {unique[number]: part for part, numbers in parts.items() for number in numbers}
-    found = dict(splits)
     for part in shares:
-        rows = [row for row, key in enumerate(keys) if part_of[key] == part]
-        if not rows:
+        found[part] = _take(given, [row for row, key in enumerate(keys) if part_of[key] == part])
+    for part in ("train", "validation", "test"):
+        if not len(found[part].labels):
             raise UserError(
-                f"task {name!r}: its {len(first)} different rows in {len(class_names)} classes "
+                f"task {name!r}: its {len(label_of)} different rows in {len(class_names)} classes "
                 f"leave nothing for {part}; a class needs 6 rows"
             )
-        found[part] = _take(train, rows)
     if len(set(found["train"].labels.tolist())) < 2:
         raise UserError(f"task {name!r}: all its training rows are of one class")
+    is_number = [column.dtype != object for column in given.inputs.values()]
     logging.info(
-        "%s: %d classes; %d rows of %d numbers and %d categories to learn from, %d for validation, "
+        "%s: %d classes; %d numbers and %d categories; %d rows to learn from, %d for validation, "
         "%d for test",
-        *(name, len(class_names), len(found["train"].labels)),
-        *(sum(column.dtype != object for column in train.inputs.values()),),
-        *(sum(column.dtype == object for column in train.inputs.values()),),
-        *(len(found[part].labels) for part in ("validation", "test")),
+        *(name, len(class_names), sum(is_number), len(is_number) - sum(is_number)),
+        *(len(found[part].labels) for part in ("train", "validation", "test")),
     )
     ordered = {part: found[part] for part in ("train", "validation", "test")}
     return Task(name, ordered, class_names, "record")
 
 
 def _row_keys(records: Records) -> list[str]:
-    rows = zip(*(column.tolist() for column in records.values()), strict=True)
+    # A zero less than nothing is one too.
+    columns = (x if x.dtype == object else x + 0.0 for x in records.values())
+    rows = zip(*(column.tolist() for column in columns), strict=True)
     return [hashlib.sha256(repr(row).encode()).hexdigest() for row in rows]
 
 
@@ -157,9 +174,9 @@ def fit_record_encoder(records: Records, preprocessing: RecordPreprocessing) -> 
     categories = []
     for name, column in records.items():
         if column.dtype == object:
-            known, counts = np.unique(column[column != ""].astype(str), return_counts=True)
-            order = np.argsort(-counts, kind="stable")[:_MOST_CATEGORIES]
-            categories.append((name, tuple(known[order].tolist())))
+            counts = Counter(text for text in column.tolist() if text)
+            known = sorted(counts, key=lambda text: (-counts[text], text))
+            categories.append((name, tuple(known[:_MOST_CATEGORIES])))
     return RecordEncoder(preprocessing, tuple(numbers), grid, tuple(categories))
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mnms_jax.children.mlp import RecordPreprocessing
+from mnms_jax.tasks.images import resize
 from mnms_jax.tasks.records import encode_records, fit_record_encoder
 from mnms_jax.tasks.text import find_words
 from mnms_jax.types import Task
@@ -14,6 +15,7 @@ _NAMES = {
     "image": "pixels + logistic regression",
     "record": "gradient boosting",
 }
+_MOST_PIXELS = 32  # of a side
 _MANY_CLASSES = 50
 _MOST_WEIGHTS = 2**25  # of a model for many classes: 256 MiB
 
@@ -97,9 +99,12 @@ def _record_models(task: Task) -> list[Any]:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     return [
-        HistGradientBoostingClassifier(learning_rate=rate, random_state=0) for rate in (0.03, 0.1)
+        HistGradientBoostingClassifier(learning_rate=rate, early_stopping=False, random_state=0)
+        for rate in (0.03, 0.1)
     ]
 
 
 def _scale_pixels(images: np.ndarray) -> np.ndarray:
+    side = min(max(images.shape[1:3]), _MOST_PIXELS)
+    images = resize(images, side, images.shape[3])
     return images.reshape(len(images), -1) / np.float32(255)

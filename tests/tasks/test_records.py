@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -17,9 +18,10 @@ from mnms_jax.tasks.records import (
     make_record_task,
     to_column,
 )
+from mnms_jax.tasks.reference import Reference, fit_reference
 from mnms_jax.tasks.registry import load_tasks
 from mnms_jax.tasks.traits import task_traits
-from mnms_jax.types import Split, UserError
+from mnms_jax.types import Split, Task, UserError
 
 STANDARD, NORMAL = RecordPreprocessing("standard"), RecordPreprocessing("normal")
 
@@ -29,7 +31,9 @@ STANDARD, NORMAL = RecordPreprocessing("standard"), RecordPreprocessing("normal"
     [
         (["1", " 2.5", "", "-1e3"], [1, 2.5, math.nan, -1000]),
         ([1, None, 2.5, math.nan], [1, math.nan, 2.5, math.nan]),
-        (["1", "inf", "nan"], [1, math.nan, math.nan]),
+        (["1", "inf", "nan", "1e200"], [1, math.nan, math.nan, math.nan]),
+        (["1", "NA", "?", "null", "-"], [1, math.nan, math.nan, math.nan, math.nan]),
+        (["a", "NA", "?"], ["a", "", ""]),
         (["1", "two", ""], ["1", "two", ""]),
         ([True, False, None], ["True", "False", ""]),
         (["", None], ["", ""]),
@@ -39,6 +43,15 @@ def test_a_column_is_of_numbers_or_of_texts(values, expected):
     found = to_column(values)
     assert (found.dtype == object) == isinstance(expected[0], str)
     np.testing.assert_array_equal(found, np.array(expected, found.dtype))
+
+
+def test_a_column_is_what_it_is_said_to_be():
+    assert to_column(["1", "2"], False).tolist() == ["1", "2"]
+    np.testing.assert_array_equal(to_column(["", None], True), [math.nan, math.nan])
+    with pytest.raises(ValueError, match="two"):
+        to_column(["1", "two"], True)
+    with pytest.raises(ValueError, match="True"):
+        to_column([True], True)
 
 
 def test_what_can_be_learned_from():
@@ -114,10 +127,33 @@ def test_equal_rows_are_in_one_part_and_none_is_lost():
     np.testing.assert_array_equal(again.splits["test"].inputs["x"], task.splits["test"].inputs["x"])
 
 
-def test_given_parts_stay_as_they_are():
-    test = make_records(30, seed=1)
-    task = make_record_task("mine", {"train": make_records(100), "test": test}, ("no", "yes"))
+def rows_of(split):
+    return list(zip(*(column.tolist() for column in split.inputs.values()), strict=True))
+
+
+def test_what_is_held_out_is_not_learned_from():
+    test, validation = make_records(30, seed=1), make_records(200, seed=2)
+    given = {"train": make_records(400), "validation": validation, "test": test}
+    assert set(rows_of(given["train"])) & set(rows_of(test))
+    task = make_record_task("mine", given, ("no", "yes"))
     assert task.splits["test"] is test and list(task.splits) == ["train", "validation", "test"]
+    rows = {part: set(rows_of(split)) for part, split in task.splits.items()}
+    assert not rows["train"] & (set(rows_of(validation)) | rows["test"])
+    assert rows["validation"] == set(rows_of(validation)) - rows["test"]
+    assert rows["train"] == set(rows_of(given["train"])) - set(rows_of(validation)) - rows["test"]
+    alone = make_record_task("mine", {"train": given["train"], "test": test}, ("no", "yes"))
+    assert not set(rows_of(alone.splits["validation"])) & rows["test"]
+    with pytest.raises(UserError, match="leave nothing for train"):
+        make_record_task("mine", {"train": test, "test": test}, ("no", "yes"))
+
+
+def test_the_order_of_rows_changes_no_part():
+    train = make_records(300)
+    order = np.random.default_rng(5).permutation(300)
+    turned = Split({k: v[order] for k, v in train.inputs.items()}, train.labels[order])
+    tasks = [make_record_task("mine", {"train": t}, ("no", "yes")) for t in (train, turned)]
+    for part, split in tasks[0].splits.items():
+        assert sorted(rows_of(split)) == sorted(rows_of(tasks[1].splits[part]))
 
 
 def test_too_little_to_learn_from():
@@ -126,6 +162,14 @@ def test_too_little_to_learn_from():
     same = make_records(100)._replace(labels=np.zeros(100, np.int32))
     with pytest.raises(UserError, match="all its training rows are of one class"):
         make_record_task("mine", {"train": same}, ("no", "yes"))
+
+
+def test_the_reference_bears_a_class_of_one_row_in_many():
+    labels = np.append(np.arange(11_000) % 2, 2).astype(np.int32)
+    split = Split({"x": labels + np.linspace(0, 0.5, len(labels))}, labels)
+    few = Split({"x": split.inputs["x"][:50]}, labels[:50])
+    task = Task("mine", {"train": split, "validation": few, "test": few}, tuple("abc"), "record")
+    assert fit_reference(task) == Reference("gradient boosting", 1.0, 1.0)
 
 
 @pytest.mark.parametrize("name", BUNDLED_TASKS)
@@ -158,19 +202,21 @@ def write(path, rows):
 
 
 def test_a_file_without_a_text_is_of_records(tmp_path, caplog):
+    caplog.set_level("INFO")
     rng = np.random.default_rng(0)
     rows = [
         (f"id{i}", round(rng.normal() + i % 2, 3), "" if i % 9 == 0 else f"k{i % 4}", "ab"[i % 2])
         for i in range(120)
     ]
     write(tmp_path / "a.csv", [("id", "size", "kind", "label"), *rows])
-    write(tmp_path / "b.csv", [("id", "size", "kind", "label"), *rows[:40]])
+    others = [(f"other{i}", i / 7, "", "ab"[i % 2]) for i in range(40)]
+    write(tmp_path / "b.csv", [("id", "size", "kind", "label"), *others])
     (task,) = load_tasks([f"mine={tmp_path / 'a.csv'}?test={tmp_path / 'b.csv'}"])
     assert (task.kind, task.class_names) == ("record", ("a", "b"))
     assert set(task.splits["train"].inputs) == {"size", "kind"}
     assert "'id' isn't learned from" in caplog.text
-    assert task.splits["test"].inputs["kind"].tolist() == [row[2] for row in rows[:40]]
-    assert len(task.splits["test"].labels) == 40
+    assert task.splits["test"].inputs["kind"].tolist() == [""] * 40
+    assert "'label' is the label, size, kind are learned from" in caplog.text
 
 
 def test_columns_must_be_the_same_in_all_files(tmp_path):
@@ -180,8 +226,25 @@ def test_columns_must_be_the_same_in_all_files(tmp_path):
     write(tmp_path / "c.csv", [("size", "label"), *rows, ("large", 1)])
     with pytest.raises(UserError, match="no column 'size'"):
         load_tasks([f"mine={tmp_path / 'a.csv'}?test={tmp_path / 'b.csv'}"])
-    with pytest.raises(UserError, match=r"c.csv: not all of its 'size' are numbers"):
+    with pytest.raises(UserError, match=r"c.csv: not all of its 'size' are numbers.*'large'"):
         load_tasks([f"mine={tmp_path / 'a.csv'}?test={tmp_path / 'c.csv'}"])
+    write(tmp_path / "d.csv", [("size", "label"), *(("", i % 2) for i in range(9))])
+    (task,) = load_tasks([f"mine={tmp_path / 'a.csv'}?test={tmp_path / 'd.csv'}"])
+    assert np.isnan(task.splits["test"].inputs["size"]).all()
+
+
+def test_a_column_of_numbers_is_no_text_whatever_its_name(tmp_path):
+    write(tmp_path / "a.csv", [("content", "label"), *((i / 7, i % 2) for i in range(60))])
+    (task,) = load_tasks([f"mine={tmp_path / 'a.csv'}"])
+    assert task.kind == "record"
+
+
+def test_half_a_character_is_refused(tmp_path):
+    rows = [json.dumps({"kind": "ab"[i % 2], "label": i % 2}) for i in range(60)]
+    rows.append('{"kind": "\\ud800", "label": 1}')
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    with pytest.raises(UserError, match="row 61 has half a character"):
+        load_tasks([f"mine={tmp_path / 'a.jsonl'}"])
 
 
 def test_a_text_under_another_name_is_asked_for(tmp_path):
