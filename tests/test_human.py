@@ -23,7 +23,7 @@ def glove(monkeypatch):
 @pytest.mark.parametrize("name", human.RIVALS["text"])
 def test_rivals_learn_texts(name, glove):
     found = human.RIVALS["text"][name](TEXTS)
-    assert np.mean(found == TEXTS.splits["test"].labels) > 0.95
+    assert np.mean(found == TEXTS.splits["test"].labels) > 0.8
 
 
 @pytest.mark.parametrize("name", human.RIVALS["image"])
