@@ -1,5 +1,6 @@
 """A classical reference on the same splits."""
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +49,10 @@ def fit_reference(task: Task) -> Reference:
             for split in (train, validation, test)
         )
     make_models = {"text": _text_models, "image": _image_models, "record": _record_models}
-    models = [model.fit(train.inputs, train.labels) for model in make_models[task.kind](task)]
+    with warnings.catch_warnings():
+        # Of too few iterations: their number is chosen, see _image_models.
+        warnings.filterwarnings("ignore", ".*failed to converge", UserWarning)
+        models = [model.fit(train.inputs, train.labels) for model in make_models[task.kind](task)]
     scores = [float(model.score(validation.inputs, validation.labels)) for model in models]
     best = int(np.argmax(scores))
     test_score = float(models[best].score(test.inputs, test.labels))
