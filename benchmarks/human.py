@@ -16,7 +16,7 @@ import csv
 import functools
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -31,6 +31,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import LinearSVC
 
 import mnms_jax as mnms
@@ -105,28 +106,27 @@ def nb_svm(task: mnms.Task) -> np.ndarray:
     return _best_of(task, make_model)
 
 
-def _best_of(task: mnms.Task, make_model: Callable[[float], Any]) -> np.ndarray:
+def _best_of(
+    task: mnms.Task,
+    make_model: Callable[[float], Any],
+    inverses: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1, 3, 10),
+) -> np.ndarray:
     train, validation, test = (task.splits[name] for name in ("train", "validation", "test"))
-    models = [
-        make_model(c).fit(train.inputs, train.labels) for c in (0.01, 0.03, 0.1, 0.3, 1, 3, 10)
-    ]
+    models = [make_model(c).fit(train.inputs, train.labels) for c in inverses]
     scores = [np.mean(model.predict(validation.inputs) == validation.labels) for model in models]
     return models[int(np.argmax(scores))].predict(test.inputs)
 
 
 def pixels_regression(task: mnms.Task) -> np.ndarray:
     """Fits logistic regression on pixels."""
-    train, validation, test = (task.splits[name] for name in ("train", "validation", "test"))
 
     def flat(images: np.ndarray) -> np.ndarray:
         return images.reshape(len(images), -1) / np.float32(255)
 
-    models = [
-        LogisticRegression(C=c, max_iter=100).fit(flat(train.inputs), train.labels)
-        for c in (0.01, 0.1, 1)
-    ]
-    scores = [model.score(flat(validation.inputs), validation.labels) for model in models]
-    return models[int(np.argmax(scores))].predict(flat(test.inputs))
+    def make_model(c: float) -> Any:
+        return make_pipeline(FunctionTransformer(flat), LogisticRegression(C=c, max_iter=100))
+
+    return _best_of(task, make_model, (0.01, 0.1, 1))
 
 
 class FastText(nn.Module):

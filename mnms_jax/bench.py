@@ -88,8 +88,7 @@ def _text_bench(config: Config, tasks: Sequence[Task]) -> Bench:
             variables,
         )
 
-    trainer = make_trainer(config, family, inputs)
-    return Bench(tuple(tasks), family, inputs, make_child, trainer)
+    return _bench(config, tasks, family, inputs, make_child)
 
 
 def _load_vectors(config: Config, tasks: Sequence[Task]) -> dict[str, WordVectors]:
@@ -125,8 +124,7 @@ def _image_bench(config: Config, tasks: Sequence[Task]) -> Bench:
             variables,
         )
 
-    trainer = make_trainer(config, family, inputs)
-    return Bench(tuple(tasks), family, inputs, make_child, trainer)
+    return _bench(config, tasks, family, inputs, make_child)
 
 
 def _record_bench(config: Config, tasks: Sequence[Task]) -> Bench:
@@ -147,6 +145,16 @@ def _record_bench(config: Config, tasks: Sequence[Task]) -> Bench:
             variables,
         )
 
+    return _bench(config, tasks, family, inputs, make_child)
+
+
+def _bench(
+    config: Config,
+    tasks: Sequence[Task],
+    family: ChildFamily,
+    inputs: Inputs,
+    make_child: Callable[[int, Mapping[str, Choice], Params], Child],
+) -> Bench:
     trainer = make_trainer(config, family, inputs)
     return Bench(tuple(tasks), family, inputs, make_child, trainer)
 

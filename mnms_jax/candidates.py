@@ -47,7 +47,6 @@ def make_candidates(
       numbers: of all others.
     """
     policy_key, uniform_key, parent_key, mutation_key, stranger_key = jax.random.split(key, 5)
-    own_key, source_key = parent_key, jax.random.fold_in(parent_key, 1)
 
     def draw(policy: Policy, params: Params, key: PRNGKey, number: int) -> Array:
         sample = jax.vmap(policy.sample, in_axes=(None, 0, None))
@@ -59,9 +58,10 @@ def make_candidates(
     number = min(_PARENTS, len(known))
     rewards, best = jax.lax.top_k(jnp.where(known, trials.rewards, -jnp.inf), number)
     own = jnp.where(jnp.isfinite(rewards)[:, None], trials.actions[best], drawn[:number])
-    parents = own[jax.random.randint(own_key, (numbers.mutated,), 0, len(own))]
+    parents = own[jax.random.randint(parent_key, (numbers.mutated,), 0, len(own))]
     if len(suggestions.designs):
         most = jnp.maximum(suggestions.number, 1)
+        source_key = jax.random.fold_in(parent_key, 1)
         theirs = suggestions.designs[jax.random.randint(source_key, (numbers.mutated,), 0, most)]
         is_theirs = (jnp.arange(numbers.mutated) % 2 == 1) & (suggestions.number > 0)
         parents = jnp.where(is_theirs[:, None], theirs, parents)
@@ -84,8 +84,8 @@ def choose(
 ) -> Array:
     """Returns the designs for a task's next trials, int32 [number, D] (unbatched; callers vmap).
 
-    Of a guarded transfer, every other trial is chosen by the task's own trials alone, so that
-    sources which mislead cost half of the trials at most.
+    After the first `_SHARED` trials of a guarded transfer every other one is chosen by the task's
+    own trials alone, so that sources which mislead cost half of them at most.
 
     One after another: each is ranked as if those before it had earned what was expected of them,
     which makes what is like them less uncertain, so that designs of a round aren't alike (Desautels

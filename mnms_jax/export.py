@@ -61,7 +61,7 @@ class TextChild(NamedTuple):
 
     def predict(self, texts: Sequence[str]) -> list[str]:
         """Returns the likeliest class's name for each text."""
-        return [self.class_names[i] for i in self.predict_proba(texts).argmax(-1)]
+        return _likeliest(self, self.predict_proba(texts))
 
 
 class ImageChild(NamedTuple):
@@ -96,7 +96,7 @@ class ImageChild(NamedTuple):
 
     def predict(self, images: AnyArray) -> list[str]:
         """Returns the likeliest class's name for each image."""
-        return [self.class_names[i] for i in self.predict_proba(images).argmax(-1)]
+        return _likeliest(self, self.predict_proba(images))
 
 
 class RecordChild(NamedTuple):
@@ -141,10 +141,14 @@ class RecordChild(NamedTuple):
 
     def predict(self, records: Mapping[str, Sequence[Any]]) -> list[str]:
         """Returns the likeliest class's name for each record."""
-        return [self.class_names[i] for i in self.predict_proba(records).argmax(-1)]
+        return _likeliest(self, self.predict_proba(records))
 
 
 Child: TypeAlias = TextChild | ImageChild | RecordChild
+
+
+def _likeliest(child: Child, probabilities: np.ndarray) -> list[str]:
+    return [child.class_names[i] for i in probabilities.argmax(-1)]
 
 
 def _probabilities(child: Child, model: ChildModel, batch: Any, constants: Any) -> np.ndarray:

@@ -13,6 +13,7 @@ from mnms_jax.children.dense import (
     Normalization,
     dense_hyperparameters,
     dense_layers,
+    padded_units,
 )
 from mnms_jax.children.layers import (
     ACTIVATIONS,
@@ -21,7 +22,7 @@ from mnms_jax.children.layers import (
     keep_mask,
     layer_bits,
     make_child_model,
-    round_up,
+    optimizer_settings,
     to_uniform,
     uniform_param,
 )
@@ -33,7 +34,6 @@ from mnms_jax.types import (
     ChildModel,
     ChildSpec,
     Choice,
-    OptimizerSettings,
     UserError,
 )
 
@@ -79,7 +79,6 @@ class PixelStatistics(NamedTuple):
 
 
 PRESETS = {"cpu": 32, "full": 96}  # most pixels of a side; larger images are made smaller
-_LANES = 128  # hidden layers are padded to a multiple
 
 
 def make_image_family(preset: str = "cpu") -> ChildFamily:
@@ -97,7 +96,6 @@ def make_image_family(preset: str = "cpu") -> ChildFamily:
 
 
 def _make_spec(design: Mapping[str, Choice]) -> ChildSpec:
-    layers = int(design["hidden_layers"])
     architecture = ImageArchitecture(
         blocks=int(design["blocks"]),
         filters=int(design["filters"]),
@@ -105,17 +103,17 @@ def _make_spec(design: Mapping[str, Choice]) -> ChildSpec:
         pooling=str(design["pooling"]),
         skip=bool(design["skip"]),
         readout=str(design["readout"]),
-        hidden_layers=layers,
-        hidden_size=round_up(int(design["hidden_size"]), _LANES) if layers else 0,
-    )
-    settings = OptimizerSettings(
-        str(design["optimizer"]),
-        float(design["learning_rate"]),
-        float(design["regularization"]),
-        str(design["schedule"]),
+        hidden_layers=int(design["hidden_layers"]),
+        hidden_size=padded_units(design),
     )
     samples = int(design["samples"])
-    return ChildSpec(architecture, None, _hyperparameters(design), {"network": settings}, samples)
+    return ChildSpec(
+        architecture,
+        None,
+        _hyperparameters(design),
+        {"network": optimizer_settings(design)},
+        samples,
+    )
 
 
 def _hyperparameters(design: Mapping[str, Choice]) -> ImageHyperparameters:

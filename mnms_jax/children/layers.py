@@ -3,6 +3,7 @@
 import functools
 import math
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnms_jax.children.ragged import Layout
-from mnms_jax.types import AnyArray, Array, ChildModel, Params, PRNGKey
+from mnms_jax.types import AnyArray, Array, ChildModel, Choice, OptimizerSettings, Params, PRNGKey
 
 # Every activation is  a min(max(x, 0), cap) + b min(x, 0) + (c + d x) sigmoid(e x) + f.
 # Rows: a, cap, b, c, d, e, f. One formula costs less than a switch, and vmaps.
@@ -239,6 +240,16 @@ class Convolutions(nn.Module):
         beyond = jnp.pad(embedded, ((0, widest - 1), (0, 0)))
         windows = [beyond[offset : offset + len(embedded)] for offset in range(widest)]
         return max_over_windows(jnp.concatenate(windows, -1), kernel, inside, layout)
+
+
+def optimizer_settings(design: Mapping[str, Choice]) -> OptimizerSettings:
+    """Returns how a child is trained whose parameters are one group."""
+    return OptimizerSettings(
+        str(design["optimizer"]),
+        float(design["learning_rate"]),
+        float(design["regularization"]),
+        str(design["schedule"]),
+    )
 
 
 def make_child_model(module: nn.Module) -> ChildModel:

@@ -7,8 +7,13 @@ from typing import NamedTuple
 import flax.linen as nn
 import numpy as np
 
-from mnms_jax.children.dense import NORMALIZATIONS, dense_hyperparameters, dense_layers
-from mnms_jax.children.layers import ACTIVATIONS, keep_mask, make_child_model, round_up
+from mnms_jax.children.dense import (
+    NORMALIZATIONS,
+    dense_hyperparameters,
+    dense_layers,
+    padded_units,
+)
+from mnms_jax.children.layers import ACTIVATIONS, keep_mask, make_child_model, optimizer_settings
 from mnms_jax.space import Decision, SearchSpace
 from mnms_jax.types import (
     AnyArray,
@@ -17,7 +22,6 @@ from mnms_jax.types import (
     ChildModel,
     ChildSpec,
     Choice,
-    OptimizerSettings,
     UserError,
 )
 
@@ -51,7 +55,6 @@ class RecordHyperparameters(NamedTuple):
 
 
 PRESETS = ("cpu", "full")
-_LANES = 128  # hidden layers are padded to a multiple
 
 
 def make_record_family(preset: str = "cpu") -> ChildFamily:
@@ -69,27 +72,20 @@ def make_record_family(preset: str = "cpu") -> ChildFamily:
 
 
 def _make_spec(design: Mapping[str, Choice]) -> ChildSpec:
-    layers = int(design["hidden_layers"])
     architecture = RecordArchitecture(
         linear=bool(design.get("linear", False)),
-        hidden_layers=layers,
-        hidden_size=round_up(int(design["hidden_size"]), _LANES) if layers else 0,
+        hidden_layers=int(design["hidden_layers"]),
+        hidden_size=padded_units(design),
     )
     hyperparameters = RecordHyperparameters(
         input_dropout=np.float32(design["input_dropout"]),
         **dense_hyperparameters(design),
     )
-    settings = OptimizerSettings(
-        str(design["optimizer"]),
-        float(design["learning_rate"]),
-        float(design["regularization"]),
-        str(design["schedule"]),
-    )
     return ChildSpec(
         architecture,
         RecordPreprocessing(str(design["scaling"])),
         hyperparameters,
-        {"network": settings},
+        {"network": optimizer_settings(design)},
         int(design["samples"]),
     )
 

@@ -18,6 +18,7 @@ from mnms_jax.children.dense import (
     Normalization,
     dense_hyperparameters,
     dense_layers,
+    padded_units,
 )
 from mnms_jax.children.layers import (
     ACTIVATIONS,
@@ -114,9 +115,6 @@ PRESETS: dict[str, TextSizes] = {
     "cpu": TextSizes(vocabulary=8192, length=40, ngrams=2**14, hashed=2**13),
     "full": TextSizes(vocabulary=2**15, length=256, ngrams=2**18, hashed=2**16),
 }
-# Hidden layers are padded to a multiple: it costs a CPU little beside the rest of a child, a TPU
-# nothing, and all sizes up to it share a compiled program.
-_LANES = 128
 _RANDOM_SIZES = {"cpu": (32,), "full": (32, 64, 128)}
 _HASHED_SIZES = {"cpu": (32,), "full": (32, 64)}
 
@@ -154,7 +152,6 @@ def make_text_family(
         name = str(design["embedding"])
         rows, size, hashed = modules[name]
         widths = range(2, int(design["conv_max_ngram"]) + 1) if design["convolution"] else ()
-        layers = int(design["hidden_layers"])
         architecture = TextArchitecture(
             embedding=name if name in pretrained else "",
             rows=rows,
@@ -164,8 +161,8 @@ def make_text_family(
             hashed=hashed,
             conv_widths=tuple(widths),
             conv_filters=int(design["conv_filters"]) if widths else 0,
-            hidden_layers=layers,
-            hidden_size=round_up(int(design["hidden_size"]), _LANES) if layers else 0,
+            hidden_layers=int(design["hidden_layers"]),
+            hidden_size=padded_units(design),
             ngrams=sizes.ngrams,
         )
         return ChildSpec(

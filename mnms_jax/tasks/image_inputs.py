@@ -5,13 +5,11 @@ import hashlib
 import threading
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mnms_jax.children.image import PixelStatistics
 from mnms_jax.tasks.images import common_size, resize
-from mnms_jax.tasks.inputs import common_num_rows, pad_rows
+from mnms_jax.tasks.inputs import common_num_rows, make_child_data
 from mnms_jax.types import ChildData, ChildSpec, Task
 
 
@@ -57,23 +55,12 @@ class ImageInputs:
 
     def _make(self, task_id: int) -> ChildData:
         task = self.tasks[task_id]
-        parts = []
-        for name, num_rows in self._num_rows.items():
-            split = task.splits[name]
-            images = resize(split.inputs, self.side, self.channels)
-            parts.append((pad_rows(images, num_rows), pad_rows(split.labels, num_rows)))
-        inputs, labels = map(np.concatenate, zip(*parts, strict=True))
-        num_train = len(task.splits["train"].labels)
-        data = ChildData(
-            inputs=inputs,
-            labels=labels,
-            num_train=np.int32(num_train),
-            first_evaluation=np.int32(self._num_rows["train"]),
-            num_evaluation=np.int32(len(task.splits["validation"].labels)),
-            num_classes=np.int32(task.num_classes),
-            constants=_pixel_statistics(inputs[:num_train]),
-        )
-        return jax.tree.map(jnp.asarray, data)
+        arrays = {
+            name: resize(task.splits[name].inputs, self.side, self.channels)
+            for name in self._num_rows
+        }
+        statistics = _pixel_statistics(arrays["train"])
+        return make_child_data(task, self._num_rows, arrays, statistics)
 
 
 def _pixel_statistics(images: np.ndarray) -> PixelStatistics:

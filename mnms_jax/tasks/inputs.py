@@ -195,6 +195,37 @@ def common_num_rows(tasks: Sequence[Task]) -> dict[str, int]:
     }
 
 
+def make_child_data(
+    task: Task,
+    num_rows: Mapping[str, int],
+    arrays: Mapping[str, np.ndarray],
+    constants: Any,
+) -> ChildData:
+    """Returns a task's data for children that take one array, on the default device.
+
+    Args:
+      task: the task.
+      num_rows: of each split, as `common_num_rows` gives them.
+      arrays: of each split, a row for each example.
+      constants: see ChildData.
+    """
+    parts = [
+        (pad_rows(arrays[name], n), pad_rows(task.splits[name].labels, n))
+        for name, n in num_rows.items()
+    ]
+    inputs, labels = map(np.concatenate, zip(*parts, strict=True))
+    data = ChildData(
+        inputs=inputs,
+        labels=labels,
+        num_train=np.int32(len(task.splits["train"].labels)),
+        first_evaluation=np.int32(num_rows["train"]),
+        num_evaluation=np.int32(len(task.splits["validation"].labels)),
+        num_classes=np.int32(task.num_classes),
+        constants=constants,
+    )
+    return jax.tree.map(jnp.asarray, data)
+
+
 def pad_rows(array: np.ndarray, num_rows: int) -> np.ndarray:
     """Returns an array with zeros behind its rows."""
     return np.pad(array, ((0, num_rows - len(array)), *[(0, 0)] * (array.ndim - 1)))

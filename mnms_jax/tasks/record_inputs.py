@@ -5,12 +5,10 @@ import hashlib
 import threading
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mnms_jax.children.mlp import RecordPreprocessing
-from mnms_jax.tasks.inputs import common_num_rows, pad_rows
+from mnms_jax.tasks.inputs import common_num_rows, make_child_data
 from mnms_jax.tasks.records import RecordEncoder, encode_records, fit_record_encoder
 from mnms_jax.types import ChildData, ChildSpec, Task
 
@@ -68,22 +66,12 @@ class RecordInputs:
     ) -> tuple[RecordEncoder, ChildData]:
         task = self.tasks[task_id]
         encoder = fit_record_encoder(task.splits["train"].inputs, preprocessing)
-        parts = []
-        for name, num_rows in self._num_rows.items():
-            split = task.splits[name]
-            features = pad_features(encode_records(encoder, split.inputs), self.num_features)
-            parts.append((pad_rows(features, num_rows), pad_rows(split.labels, num_rows)))
-        inputs, labels = map(np.concatenate, zip(*parts, strict=True))
-        data = ChildData(
-            inputs=inputs,
-            labels=labels,
-            num_train=np.int32(len(task.splits["train"].labels)),
-            first_evaluation=np.int32(self._num_rows["train"]),
-            num_evaluation=np.int32(len(task.splits["validation"].labels)),
-            num_classes=np.int32(task.num_classes),
-            constants=np.float32(encoder.num_features),
-        )
-        return encoder, jax.tree.map(jnp.asarray, data)
+        arrays = {
+            name: pad_features(encode_records(encoder, task.splits[name].inputs), self.num_features)
+            for name in self._num_rows
+        }
+        constant = np.float32(encoder.num_features)
+        return encoder, make_child_data(task, self._num_rows, arrays, constant)
 
 
 def pad_features(features: np.ndarray, number: int) -> np.ndarray:

@@ -102,8 +102,7 @@ def make_record_task(name: str, splits: Mapping[str, Split], class_names: tuple[
                 logging.warning("%s: %d rows of %s are held out too", name, dropped, part)
                 found[part] = _take(found[part], rows)
             held_out |= set(keys)
-    given = found["train"]
-    keys = _row_keys(given.inputs)
+    given, keys = found["train"], [keys[row] for row in rows]  # of train, the last one
     label_of: dict[str, int] = {}  # of rows that are equal, the first class
     for key, label in zip(keys, given.labels.tolist(), strict=True):
         label_of[key] = min(label, label_of.get(key, label))
