@@ -97,7 +97,7 @@ def search(path: pathlib.Path) -> None:
     rounds = mnms.make_search(family.space, policy, learner, num_tasks=2, trials_per_task=2)
     setup = RoundSetup(family.space, _TASKS, rounds, trainer, Budget(_TRIALS.value))
     state = rounds.init(jax.random.key(0))
-    with open_workdir(path, {}) as workdir, Tracker(path / "tensorboard") as tracker:
+    with open_workdir(path, {}) as workdir, Tracker(path) as tracker:
         print(_READY, flush=True)
         run_rounds(setup, state, workdir, tracker, "ppo")
 

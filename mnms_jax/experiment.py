@@ -227,7 +227,7 @@ def _search(
     )
     state = search.init(jax.random.key(config.seed))
     console = rich.console.Console(stderr=True, quiet=jax.process_index() > 0)
-    with Tracker(workdir.path / "tensorboard", console) as tracker:
+    with Tracker(workdir.path, console) as tracker:
         return policy, run_rounds(setup, state, workdir, tracker, config.learner)
 
 

@@ -2,10 +2,9 @@
 
 import base64
 import html
-import importlib
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import rich.console
 import rich.markup
 import rich.table
 
+from mnms_jax.charts import Bars, Chart, Plot, Series, draw_png
 from mnms_jax.comparison import (
     ALL_TASKS,
     TRIAL_COUNTS,
@@ -23,33 +23,7 @@ from mnms_jax.comparison import (
     mean_interval,
     trial_counts,
 )
-from mnms_jax.types import UserError
-
-CURVES, DIFFERENCES = "best_so_far.png", "differences.png"
-_COLUMNS = 3  # panels side by side
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Leave one task out</title><style>
-body {{ font-family: sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; }}
-img {{ max-width: 100%; }} table {{ border-collapse: collapse; margin: 1em 0; }}
-th, td {{ border-bottom: 1px solid #ccc; padding: .25em .7em; text-align: left; }}
-</style></head><body><h1>Leave one task out</h1>
-{sections}
-</body></html>
-"""
-
-
-def require_matplotlib() -> Any:
-    """Returns matplotlib, drawing into files alone.
-
-    Raises:
-      UserError: it isn't installed.
-    """
-    try:
-        matplotlib = importlib.import_module("matplotlib")
-    except ImportError:
-        raise UserError("figures need matplotlib: pip install 'mnms_jax[report]'") from None
-    return matplotlib
+from mnms_jax.page import render_note, render_page, render_table
 
 
 def print_comparison(comparison: Comparison, console: rich.console.Console) -> None:
@@ -66,99 +40,77 @@ def print_comparison(comparison: Comparison, console: rich.console.Console) -> N
 
 def write_page(folder: pathlib.Path, comparison: Comparison) -> None:
     """Writes both figures, and leave_one_out.html, which holds them and all tables."""
-    draw_curves(folder / CURVES, comparison)
-    figures = [(CURVES, "Best so far; bands are 95 % intervals over seeds")]
-    if comparison.differences:
-        draw_differences(folder / DIFFERENCES, comparison)
-        figures.append((DIFFERENCES, "Regret saved, paired by seed; above 0 the method is better"))
-    parts = [f"<p>{html.escape(_describe(comparison))}</p>"]
-    for name, title in figures:
-        data = base64.b64encode((folder / name).read_bytes()).decode()
-        parts.append(f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{data}">')
+    sections: dict[str, str] = {}
+    for chart in comparison_charts(comparison):
+        path = folder / f"{chart.name}.png"
+        draw_png(path, chart)
+        data = base64.b64encode(path.read_bytes()).decode()
+        image = f'<img alt="{html.escape(chart.title)}" src="data:image/png;base64,{data}">'
+        sections[chart.title] = render_note(chart.note) + image
+    page = render_page("Leave one task out", sections | comparison_sections(comparison))
+    (folder / "leave_one_out.html").write_text(page, encoding="utf-8")
+
+
+def comparison_charts(comparison: Comparison) -> list[Chart]:
+    """Returns the best so far, and what the contenders save where there are any."""
+    charts = [_curves(comparison)]
+    return [*charts, _saved(comparison)] if comparison.differences else charts
+
+
+def comparison_sections(comparison: Comparison) -> dict[str, str]:
+    """Returns all tables as HTML by title."""
+    sections: dict[str, str] = {}
     for title, header, rows in (_overview(comparison), _paired(comparison)):
-        parts.append(f"<h2>{title}</h2>{_html_table(header, rows)}")
+        note = "" if sections else render_note(_describe(comparison))
+        sections[title] = note + render_table(header, rows)
+    details = []
     for title, kind, flat in (
         ("Means", Mean, comparison.means),
         ("Differences", Difference, comparison.differences),
         ("Trials to the threshold", TimeToThreshold, comparison.times),
     ):
-        cells = [[_format(value) for value in row] for row in flat]
-        table = _html_table(kind._fields, cells)
-        parts.append(f"<details><summary>{title}, task by task</summary>{table}</details>")
-    page = _PAGE.format(sections="\n".join(parts))
-    (folder / "leave_one_out.html").write_text(page, encoding="utf-8")
+        table = render_table(kind._fields, [[_format(value) for value in row] for row in flat])
+        details.append(f"<details><summary>{title}</summary>{table}</details>")
+    return {**sections, "task by task": "".join(details)}
 
 
-def draw_curves(path: pathlib.Path, comparison: Comparison) -> None:
-    """Draws a panel of regret over all tasks and one of the best reward for each task."""
+def _curves(comparison: Comparison) -> Chart:
+    """Returns a panel of regret over all tasks and one of the best reward for each task."""
     trials = comparison.trials
-    panels = [(ALL_TASKS, "regret", comparison.regret.mean(axis=0))]  # [M, S, N]
-    panels += [
-        (task, "best reward", comparison.best[t]) for t, task in enumerate(trials.task_names)
-    ]
-    figure, axes = _panels(len(panels))
     steps = np.arange(1, trials.rewards.shape[-1] + 1)
-    for axis, (title, label, curves) in zip(axes, panels, strict=True):
-        intervals = [mean_interval(curve) for curve in curves]
-        for (mean, _, _), name in zip(intervals, trials.method_names, strict=True):
-            axis.plot(steps, mean, label=_plain(name))
-        limits = axis.get_ylim()  # the first trials' wide bands would flatten all the rest
-        for _, low, high in intervals:
-            axis.fill_between(steps, low, high, alpha=0.15)
-        threshold = dict(zip(trials.task_names, comparison.thresholds, strict=True)).get(title)
-        if threshold is not None:
-            axis.axhline(threshold, color="gray", linestyle=":", linewidth=1)
-        axis.set(title=_plain(title), xlabel="trials", ylabel=label, xscale="log", ylim=limits)
+    levels: list[float | None] = [None, *comparison.thresholds.tolist()]
+    curves = [comparison.regret.mean(axis=0), *comparison.best]  # each [M, S, N]
+    panels = []
+    for title, level, curve in zip((ALL_TASKS, *trials.task_names), levels, curves, strict=True):
+        series = []
+        for name, own in zip(trials.method_names, curve, strict=True):
+            mean, low, high = mean_interval(own)
+            band = (low, high) if len(own) > 1 else ((), ())
+            series.append(Series(name, steps, mean, "line", *band))
+        label = "regret" if level is None else "best reward"
         ticks = [step for step in (1, 2, 5, *TRIAL_COUNTS) if step <= len(steps)]
-        axis.set_xticks(ticks, ticks)
-        axis.set_xticks([], minor=True)
-    axes[0].legend(fontsize="small")
-    _save(figure, path)
+        panels.append(Plot(title, "trials", label, series, level, ticks))
+    note = "Bands are 95 % intervals over seeds; the dotted line is the threshold."
+    return Chart("best_so_far", "Best so far", note, panels)
 
 
-def draw_differences(path: pathlib.Path, comparison: Comparison) -> None:
-    """Draws how much regret the contenders save over all tasks, against each rival."""
-    rows = [
-        r for r in comparison.differences if r.task == ALL_TASKS and r.measure == "regret saved"
-    ]
-    methods = list(dict.fromkeys(row.method for row in rows))
-    figure, axes = _panels(len(methods))
-    for axis, method in zip(axes, methods, strict=True):
-        own = [row for row in rows if row.method == method]
-        rivals = list(dict.fromkeys(row.rival for row in own))
-        for i, rival in enumerate(rivals):
-            points = [row for row in own if row.rival == rival]
-            mean = np.array([row.mean for row in points])
-            half = np.nan_to_num(np.array([row.high for row in points]) - mean)  # NaN: one seed
-            places = np.arange(len(points)) + 0.6 * (i / len(rivals) - 0.5)
-            axis.errorbar(places, mean, half, fmt="o", capsize=3, label=_plain(rival))
-        counts = [str(row.trials) for row in own if row.rival == rivals[0]]
-        axis.set_xticks(range(len(counts)), counts)
-        axis.axhline(0, color="gray", linewidth=1)
-        axis.set(title=f"{_plain(method)} against", xlabel="trials", ylabel="regret saved")
-        axis.legend(fontsize="small")
-    _save(figure, path)
-
-
-def _panels(number: int) -> tuple[Any, Sequence[Any]]:
-    require_matplotlib()
-    # Not pyplot: it keeps its figures, and chooses a backend.
-    figure = importlib.import_module("matplotlib.figure").Figure(
-        figsize=(5 * min(number, _COLUMNS), 4 * math.ceil(number / _COLUMNS)), layout="constrained"
-    )
-    grid = figure.subplots(math.ceil(number / _COLUMNS), min(number, _COLUMNS), squeeze=False)
-    for axis in grid.flat[number:]:
-        axis.remove()
-    return figure, grid.flat[:number]
-
-
-def _save(figure: Any, path: pathlib.Path) -> None:
-    figure.savefig(path, format="png", dpi=110)
-
-
-def _plain(text: str) -> str:
-    """Returns text that matplotlib takes for neither a formula nor a hidden label."""
-    return text.replace("$", r"\$").lstrip("_") or text
+def _saved(comparison: Comparison) -> Chart:
+    """Returns how much regret the contenders save over all tasks, against each rival."""
+    own = [r for r in comparison.differences if r.task == ALL_TASKS and r.measure == "regret saved"]
+    counts = sorted({row.trials for row in own})
+    panels = []
+    for method in dict.fromkeys(row.method for row in own):
+        values: dict[str, list[float]] = {}
+        errors: dict[str, list[float]] = {}
+        for row in own:
+            if row.method == method:
+                values.setdefault(row.rival, []).append(row.mean)
+                half = row.high - row.mean
+                errors.setdefault(row.rival, []).append(0.0 if math.isnan(half) else half)
+        names = [f"{count} trials" for count in counts]
+        panels.append(Bars(f"{method} against", "regret saved", names, values, errors))
+    note = "Over all tasks, paired by seed, with 95 % intervals; above 0 the method is better."
+    return Chart("differences", "Regret saved", note, panels)
 
 
 def _describe(comparison: Comparison) -> str:
@@ -207,16 +159,6 @@ def _paired(comparison: Comparison) -> tuple[str, Sequence[str], list[list[str]]
 
 def _known(interval: str) -> str:
     return "" if "nan" in interval else interval  # there is none of one seed
-
-
-def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def lines() -> Iterator[str]:
-        yield "<table><tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in header) + "</tr>"
-        for row in rows:
-            yield "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        yield "</table>"
-
-    return "\n".join(lines())
 
 
 def _format(value: Any) -> str:

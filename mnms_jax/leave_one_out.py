@@ -6,6 +6,7 @@ together.
 """
 
 import dataclasses
+import json
 import pathlib
 import sys
 from collections.abc import Generator, Mapping, Sequence
@@ -19,6 +20,7 @@ import rich.console
 
 import mnms_jax
 from mnms_jax.bench import make_bench, make_trainer
+from mnms_jax.charts import require_matplotlib
 from mnms_jax.comparison import (
     Comparison,
     Difference,
@@ -30,7 +32,7 @@ from mnms_jax.comparison import (
     write_csv,
 )
 from mnms_jax.config import Config
-from mnms_jax.figures import print_comparison, require_matplotlib, write_page
+from mnms_jax.figures import print_comparison, write_page
 from mnms_jax.lockstep import (
     SOURCE_METHODS,
     Evaluate,
@@ -54,6 +56,10 @@ _TABLES = {
     "differences.csv": Difference,
     "trials_to_threshold.csv": TimeToThreshold,
 }
+
+
+# Another run in the same folder may have other values of these.
+_RESUMABLE = ("methods", "seeds", "versions", "contenders", "threshold_trials")
 
 
 def run_leave_one_out(
@@ -83,11 +89,13 @@ def run_leave_one_out(
     """
     _check(setup, contenders)
     require_matplotlib()
-    with claim_folder(workdir, _config(setup, identity or {}), ("methods", "seeds", "versions")):
+    config = _config(setup, identity or {}) | {
+        "contenders": contenders,
+        "threshold_trials": threshold_trials,
+    }
+    with claim_folder(workdir, config, _RESUMABLE):
         logs = [search_seed(setup, seed, workdir / f"seed_{seed}") for seed in setup.seeds]
-        comparison = compare(
-            collect_trials(setup, logs), contenders, threshold_trials=threshold_trials
-        )
+        comparison = _compare(config, logs)
         write_comparison(workdir, comparison)
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
     print_comparison(comparison, console)
@@ -165,18 +173,32 @@ def table_objective(benchmark: TableBenchmark) -> Objective:
     return objective
 
 
-def collect_trials(setup: LeaveOneOutSetup, logs: Sequence[Mapping[str, TrialLog]]) -> Trials:
-    """Returns the rewards of all trials, from each seed's logs by method."""
-    methods = tuple(method.name for method in setup.methods)
-    shape = (len(setup.task_names), len(methods), len(setup.seeds), setup.num_trials)
-    rewards = np.full(shape, np.nan)
+def read_comparison(workdir: pathlib.Path) -> Comparison:
+    """Returns what the logs of a comparison say, as far as it has come.
+
+    Raises:
+      UserError: a log is damaged, or all trials of a task failed or are still to come.
+    """
+    config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    folders = [workdir / f"seed_{seed}" for seed in config["seeds"]]
+    return _compare(
+        config,
+        [{m: TrialLog(path / m / "trials.jsonl") for m in config["methods"]} for path in folders],
+    )
+
+
+def _compare(config: Mapping[str, Any], logs: Sequence[Mapping[str, TrialLog]]) -> Comparison:
+    """Compares by what config.json says, from each seed's logs by method."""
+    tasks, methods = tuple(config["tasks"]), tuple(config["methods"])
+    rewards = np.full((len(tasks), len(methods), len(logs), config["num_trials"]), np.nan)
     for s, by_method in enumerate(logs):
         for m, method in enumerate(methods):
             for record in by_method[method].records:
                 if record.reward is not None:
-                    t = setup.task_names.index(record.task)
-                    rewards[t, m, s, record.trial] = record.reward
-    return Trials(setup.task_names, methods, setup.seeds, rewards)
+                    rewards[tasks.index(record.task), m, s, record.trial] = record.reward
+    trials = Trials(tasks, methods, tuple(config["seeds"]), rewards)
+    threshold_trials = config.get("threshold_trials", 200)
+    return compare(trials, config.get("contenders", ()), threshold_trials=threshold_trials)
 
 
 def write_comparison(workdir: pathlib.Path, comparison: Comparison) -> None:

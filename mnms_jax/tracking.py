@@ -1,6 +1,7 @@
 """What a running search shows: a table on a terminal, a line a round elsewhere, TensorBoard."""
 
 import concurrent.futures
+import json
 import math
 import pathlib
 import time
@@ -30,7 +31,11 @@ class Progress(NamedTuple):
 
 
 class Tracker:
-    """Shows progress, and writes it as TensorBoard scalars into a folder; a context manager."""
+    """Shows a search's progress, and writes it into its folder; a context manager.
+
+    Every round's scalars are written twice: for TensorBoard, and as a line of rounds.jsonl, which
+    needs no library to be read. A round that is done again after a crash has another line.
+    """
 
     def __init__(self, path: pathlib.Path, console: rich.console.Console | None = None):
         import tensorboardX  # which takes seconds where PyTorch is installed
@@ -38,7 +43,9 @@ class Tracker:
         self._console = console or rich.console.Console(stderr=True)
         # Signals interrupt the main thread alone: interrupted, the writer would never close.
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "mnms-tensorboard")
-        self._writer = self._thread.submit(tensorboardX.SummaryWriter, str(path)).result()
+        folder = str(path / "tensorboard")
+        self._writer = self._thread.submit(tensorboardX.SummaryWriter, folder).result()
+        self._rounds = path / "rounds.jsonl"
         self._live = rich.live.Live(console=self._console) if self._console.is_terminal else None
 
     def __enter__(self) -> "Tracker":
@@ -70,10 +77,14 @@ class Tracker:
             **{f"learner/{name}": value for name, value in progress.scalars.items()},
             "time/idle_share": progress.idle_share,
             "time/trials_per_second": progress.trials_per_second,
+            "time/programs": progress.num_programs,
         }
         self._thread.submit(self._write, scalars, progress.round).result()
 
     def _write(self, scalars: Mapping[str, float], step: int) -> None:
+        known = {name: value for name, value in scalars.items() if math.isfinite(value)}
+        with self._rounds.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"round": step, **known}, ensure_ascii=False) + "\n")
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step, time.time())
         self._writer.flush()

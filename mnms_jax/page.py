@@ -1,0 +1,239 @@
+"""One HTML page, whole in itself: sections, sortable tables, and charts drawn by plotly.js.
+
+plotly.js, as it draws parallel coordinates that can be filtered, heat maps and curves, works
+without a network, and is what Optuna's plots are drawn with. The page holds it once, 4.8 MB.
+"""
+
+import html
+import importlib
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mnms_jax.charts import Bars, Chart, Heat, Panel, Parallel, Plot, Series, colour_of
+from mnms_jax.types import UserError
+
+_FILES = pathlib.Path(__file__).parent / "page_files"
+
+# Nothing may be fetched, whatever the page holds. Plotly compiles its parallel coordinates.
+_POLICY = (
+    "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline' 'unsafe-eval'"
+)
+
+
+def require_plotly() -> str:
+    """Returns plotly.js.
+
+    Raises:
+      UserError: it isn't installed.
+    """
+    try:
+        return importlib.import_module("plotly.offline").get_plotlyjs()
+    except ImportError:
+        raise UserError("the report needs plotly: pip install 'mnms_jax[report]'") from None
+
+
+def render_page(title: str, sections: Mapping[str, str], scripts: Sequence[str] = ()) -> str:
+    """Returns a page.
+
+    Args:
+      title: plain text.
+      sections: HTML by title, which is plain text.
+      scripts: what charts need: `require_plotly()`, or nothing where there are none.
+    """
+    links = " ".join(
+        f'<a href="#s{i}">{html.escape(name)}</a>' for i, name in enumerate(sections, 1)
+    )
+    body = "\n".join(
+        f'<section id="s{i}"><h2>{html.escape(name)}</h2>{content}</section>'
+        for i, (name, content) in enumerate(sections.items(), 1)
+    )
+    sources = [*scripts, (_FILES / "page.js").read_text(encoding="utf-8")] if scripts else []
+    code = "\n".join(f"<script>{source}</script>" for source in sources)
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<title>{html.escape(title)}</title>
+<style>{(_FILES / "page.css").read_text(encoding="utf-8")}</style>
+</head><body><h1>{html.escape(title)}</h1><nav>{links}</nav>
+{body}
+{code}
+</body></html>
+"""
+
+
+def render_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table of plain texts; in a page with scripts its columns sort when clicked."""
+
+    def lines() -> Iterator[str]:
+        cells = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in header)
+        yield f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>'
+        for row in rows:
+            yield "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+        yield "</tbody></table></div>"
+
+    return "\n".join(lines())
+
+
+def render_note(text: str) -> str:
+    """Returns a paragraph of plain text."""
+    return f'<p class="note">{html.escape(text)}</p>' if text else ""
+
+
+def render_chart(chart: Chart) -> str:
+    """Returns a chart's panels, which the page's scripts draw."""
+    panels = []
+    for panel in chart.panels:
+        traces, layout = _plotly(panel, chart)
+        # A "<" could end the script that holds the data.
+        data = json.dumps({"data": traces, "layout": layout}).replace("<", "\\u003c")
+        width = 85 * len(panel.axes) if isinstance(panel, Parallel) else 0
+        panels.append(
+            f'<div class="wide"><figure class="chart" style="min-width:{width}px;'
+            f'height:{layout["height"]}px"><script type="application/json">{data}</script>'
+            "</figure></div>"
+        )
+    kind = "panels" if len(panels) > 1 else "panel"
+    return f'{render_note(chart.note)}<div class="{kind}">{"".join(panels)}</div>'
+
+
+def _plotly(panel: Panel, chart: Chart) -> tuple[list[dict], dict[str, Any]]:
+    """Returns plotly's traces and layout."""
+    layout: dict[str, Any] = {"title": {"text": _text(panel.title)}, "height": 340}
+    if isinstance(panel, Plot):
+        labelled = any(series.kind == "labels" for series in panel.series)
+        layout |= {
+            "xaxis": {"title": {"text": _text(panel.x_label)}},
+            "yaxis": {"title": {"text": _text(panel.y_label)}},
+            "showlegend": len(panel.series) > 1 and not labelled,
+        }
+        if panel.ticks:
+            ticks = {"tickvals": list(panel.ticks), "ticktext": list(map(str, panel.ticks))}
+            layout["xaxis"] |= {"type": "log", **ticks}
+        if panel.level is not None:
+            line = {"dash": "dot", "width": 1, "color": "gray"}
+            ends = {"xref": "paper", "x0": 0, "x1": 1, "y0": panel.level, "y1": panel.level}
+            layout["shapes"] = [{"type": "line", "line": line, **ends}]
+        return [t for s in panel.series for t in _traces(s, colour_of(chart, s.name))], layout
+    if isinstance(panel, Bars):
+        layout |= {
+            "height": 110 + (8 + 12 * len(panel.values)) * len(panel.names),
+            "xaxis": {"title": {"text": _text(panel.x_label)}},
+            "yaxis": {"type": "category", "autorange": "reversed", "automargin": True, "dtick": 1},
+            "showlegend": len(panel.values) > 1,
+        }
+        return [_bar(panel, key, colour_of(chart, key)) for key in panel.values], layout
+    if isinstance(panel, Heat):
+        layout |= {
+            "height": 120 + (34 if panel.numbers else 15) * len(panel.y_labels),
+            "xaxis": _categories(panel.x_labels) | {"tickangle": 0 if panel.numbers else -90},
+            "yaxis": _categories(panel.y_labels) | {"autorange": "reversed", "showgrid": False},
+        }
+        layout["xaxis"]["showgrid"] = False
+        return [_heat(panel)], layout
+    layout["height"] = 460
+    return [_parallel(panel)], layout
+
+
+def _traces(series: Series, colour: str) -> list[dict]:
+    points = series.kind in ("points", "labels")
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "name": _text(series.name),
+        "legendgroup": _text(series.name),
+        "x": list(map(float, series.x)),
+        "y": _finite(series.y),
+        "mode": {"points": "markers", "labels": "markers+text"}.get(series.kind, "lines"),
+        "line": {"color": colour, "shape": "hv" if series.kind == "steps" else "linear"},
+        "marker": {"color": colour, "size": 7 if points else 5, "opacity": 0.75},
+    }
+    if series.kind == "labels":
+        trace |= {"text": [_text(series.name)] * len(series.x), "textposition": "top center"}
+    if series.notes:
+        trace |= {"hovertext": [_text(note) for note in series.notes], "hoverinfo": "text"}
+    if not len(series.low):
+        return [trace]
+    xs = list(map(float, series.x))
+    band = {
+        "type": "scatter",
+        "x": xs + xs[::-1],
+        "y": _finite(series.high) + _finite(series.low)[::-1],
+        "fill": "toself",
+        "fillcolor": colour + "2b",
+        "line": {"width": 0},
+        "mode": "lines",
+        "hoverinfo": "skip",
+        "showlegend": False,
+        "legendgroup": _text(series.name),
+    }
+    return [band, trace]
+
+
+def _bar(panel: Bars, key: str, colour: str) -> dict:
+    trace = {
+        "type": "bar",
+        "orientation": "h",
+        "name": _text(key),
+        "y": [_text(name) for name in panel.names],
+        "x": _finite(panel.values[key]),
+        "marker": {"color": colour},
+    }
+    if key in panel.errors:
+        trace["error_x"] = {"type": "data", "array": _finite(panel.errors[key]), "thickness": 1}
+    return trace
+
+
+def _heat(panel: Heat) -> dict:
+    low, high = panel.limits
+    trace = {
+        "type": "heatmap",
+        "z": [_finite(row) for row in panel.values],
+        "zmin": low,
+        "zmax": high,
+        "colorscale": "Viridis",
+        "hoverongaps": False,
+        "hovertext": [
+            [
+                f"{_text(y.strip())}<br>{_text(x)}: {value:.2f}"
+                for x, value in zip(panel.x_labels, row, strict=True)
+            ]
+            for y, row in zip(panel.y_labels, panel.values, strict=True)
+        ],
+        "hoverinfo": "text",
+        "colorbar": {"thickness": 10, "len": 0.9},
+    }
+    return trace | ({"texttemplate": "%{z:.2f}"} if panel.numbers else {})
+
+
+def _categories(labels: Sequence[str]) -> dict[str, Any]:
+    """Returns an axis of places 0, 1, ... with labels, which may be equal."""
+    texts = [_text(label) for label in labels]
+    return {"tickvals": list(range(len(labels))), "ticktext": texts, "automargin": True}
+
+
+def _parallel(panel: Parallel) -> dict:
+    dimensions = []
+    for (name, labels), values in zip(panel.axes, panel.values.T, strict=True):
+        dimension = {"label": _text(name), "values": _finite(values)}
+        if labels:
+            texts = [_text(label) for label in labels]
+            dimension |= {"tickvals": list(range(len(labels))), "ticktext": texts}
+            dimension["range"] = [-0.3, len(labels) - 0.7]
+        dimensions.append(dimension)
+    line = {"color": dimensions[-1]["values"], "colorscale": "Viridis", "showscale": False}
+    return {"type": "parcoords", "dimensions": dimensions, "line": line, "labelangle": -25}
+
+
+def _text(text: str) -> str:
+    """Returns text that plotly shows as it is; it knows some HTML."""
+    return html.escape(text, quote=False).replace("\n", "<br>")
+
+
+def _finite(values: Any) -> list[float | None]:
+    return [float(value) if np.isfinite(value) else None for value in values]
