@@ -17,7 +17,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["mnms_jax*", "experiments*"]),
-    package_data={"mnms_jax": ["py.typed"]},
+    package_data={"mnms_jax": ["py.typed", "page_files/*"]},
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8.1",
@@ -43,11 +43,12 @@ setuptools.setup(
             "matplotlib>=3.9",
             "mypy>=1.13",
             "optuna>=4.5",
+            "plotly>=6.0",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.8",
         ],
-        "report": ["matplotlib>=3.9"],  # figures
+        "report": ["matplotlib>=3.9", "plotly>=6.0"],  # figures, and the page that holds them
         "rivals": ["optuna>=4.5"],  # to compare with
     },
 )

@@ -22,7 +22,7 @@ Numbers: TypeAlias = Sequence[float] | np.ndarray
 class Series(NamedTuple):
     """A line, or a cloud of points."""
 
-    name: str
+    name: str  # those of one name have one colour, and are shown or hidden together
     x: Numbers
     y: Numbers
     kind: str = "line"  # or "steps", "points", or "labels": points with the name beside them
@@ -58,9 +58,10 @@ class Heat(NamedTuple):
     title: str
     x_labels: Sequence[str]
     y_labels: Sequence[str]
-    values: np.ndarray  # [R, C]; NaN: nothing is drawn
+    values: np.ndarray  # [R, C]; NaN: nothing is drawn; a row of these alone is a headline
     limits: tuple[float, float] = (0.0, 1.0)
     numbers: bool = False  # whether values are written too
+    y_ticks: Sequence[str] = ()  # shorter labels to show
 
 
 class Parallel(NamedTuple):
@@ -81,6 +82,12 @@ class Chart(NamedTuple):
     title: str
     note: str  # how to read it
     panels: Sequence[Panel]
+
+
+def reach(panel: Plot) -> float:
+    """Returns how far a map of labelled points goes from 0, with room for the labels."""
+    places = [abs(value) for series in panel.series for value in (*series.x, *series.y)]
+    return 1.8 * max(places, default=0.0) or 1.0
 
 
 def colour_of(chart: Chart, name: str) -> str:
@@ -143,7 +150,7 @@ def plain(text: str) -> str:
 
 def _header(panel: Panel) -> tuple[str, ...]:
     if isinstance(panel, Plot):
-        return ("panel", "series", panel.x_label, panel.y_label, "low", "high")
+        return ("panel", "series", "kind", panel.x_label, panel.y_label, "low", "high")
     if isinstance(panel, Bars):
         return ("panel", "series", "name", panel.x_label, "half_width")
     if isinstance(panel, Heat):
@@ -155,35 +162,36 @@ def _rows(panel: Panel) -> Iterator[tuple]:
     if isinstance(panel, Plot):
         for series in panel.series:
             numbers = (series.x, series.y, series.low, series.high)
-            yield from _columns(panel.title, series.name, *numbers)
+            yield from _columns((panel.title, series.name, series.kind), *numbers)
     elif isinstance(panel, Bars):
         for key, values in panel.values.items():
-            yield from _columns(panel.title, key, panel.names, values, panel.errors.get(key, ()))
+            yield from _columns((panel.title, key), panel.names, values, panel.errors.get(key, ()))
     elif isinstance(panel, Heat):
         for label, values in zip(panel.y_labels, panel.values, strict=True):
             known = np.isfinite(values)
             cells = zip(itertools.compress(panel.x_labels, known), values[known], strict=True)
-            yield from ((panel.title, label.strip(), *cell) for cell in cells)
+            yield from ((panel.title, label, *cell) for cell in cells)
     else:
         for values in panel.values:
             pairs = zip(panel.axes, values, strict=True)
             yield tuple(labels[int(v)] if labels else v for (_, labels), v in pairs)
 
 
-def _columns(title: str, name: str, *columns: Sequence | np.ndarray) -> Iterator[tuple]:
-    return ((title, name, *row) for row in itertools.zip_longest(*columns))
+def _columns(first: tuple[str, ...], *columns: Sequence | np.ndarray) -> Iterator[tuple]:
+    return ((*first, *row) for row in itertools.zip_longest(*columns))
 
 
 def _inches(panel: Panel) -> tuple[float, float]:
     if isinstance(panel, Bars):
         return 6, 1.5 + 0.18 * len(panel.names) * max(len(panel.values), 1)
     if isinstance(panel, Heat):
-        longest = max(map(len, panel.y_labels), default=0)
+        longest = max(map(len, panel.y_ticks or panel.y_labels), default=0)
         return 2.5 + 0.08 * longest + 0.2 * len(panel.x_labels), 1.5 + 0.17 * len(panel.y_labels)
     return (max(7, 0.9 * len(panel.axes)), 5) if isinstance(panel, Parallel) else (5, 4)
 
 
 def _draw_plot(axis: Any, panel: Plot, chart: Chart) -> None:
+    labelled = any(series.kind == "labels" for series in panel.series)
     for series in panel.series:
         style = {"color": colour_of(chart, series.name), "label": plain(series.name)}
         if series.kind in ("points", "labels"):
@@ -207,12 +215,16 @@ def _draw_plot(axis: Any, panel: Plot, chart: Chart) -> None:
     if panel.level is not None:
         axis.axhline(panel.level, color="gray", linestyle=":", linewidth=1)
     axis.set(xlabel=panel.x_label, ylabel=panel.y_label, ylim=limits)
+    if labelled:
+        axis.set(xlim=(-reach(panel), reach(panel)), ylim=(-reach(panel), reach(panel)))
     if panel.ticks:
         axis.set_xscale("log")
         axis.set_xticks(panel.ticks, [str(tick) for tick in panel.ticks])
         axis.set_xticks([], minor=True)
-    if len(panel.series) > 1 and panel.series[0].kind != "labels":
-        axis.legend(fontsize="small")
+    handles, names = axis.get_legend_handles_labels()
+    named = dict(zip(names[::-1], handles[::-1], strict=True))  # the first one of each name
+    if len(named) > 1 and not labelled:
+        axis.legend(list(named.values())[::-1], list(named)[::-1], fontsize="small")
 
 
 def _draw_bars(axis: Any, panel: Bars, chart: Chart) -> None:
@@ -232,7 +244,11 @@ def _draw_heat(axis: Any, panel: Heat, chart: Chart) -> None:
     low, high = panel.limits
     axis.imshow(panel.values, "viridis", aspect="auto", vmin=low, vmax=high)
     axis.set_xticks(range(len(panel.x_labels)), [plain(x) for x in panel.x_labels], rotation=90)
-    axis.set_yticks(range(len(panel.y_labels)), [plain(y) for y in panel.y_labels], fontsize=8)
+    ticks = [plain(label) for label in panel.y_ticks or panel.y_labels]
+    for label, row in zip(
+        axis.set_yticks(range(len(ticks)), ticks, fontsize=8), panel.values, strict=True
+    ):
+        label.label1.set_fontweight("bold" if np.isnan(row).all() else "normal")
     for (row, column), value in np.ndenumerate(panel.values) if panel.numbers else ():
         bright = value > (low + high) / 2
         colour = "black" if bright else "white"
@@ -246,7 +262,8 @@ def _draw_parallel(axis: Any, panel: Parallel, chart: Chart) -> None:
         if labels:
             low[place], high[place] = 0, max(len(labels) - 1, 1)
     scaled = (panel.values - low) / np.where(high > low, high - low, 1)
-    colours = importlib.import_module("matplotlib").colormaps["viridis"](scaled[:, -1])
+    blend = importlib.import_module("matplotlib.colors").LinearSegmentedColormap.from_list
+    colours = blend("last", COLOURS[:2])(scaled[:, -1])
     for row, colour in zip(scaled, colours, strict=True):
         axis.plot(row, color=colour, alpha=0.7)
     for place, (_, labels) in enumerate(panel.axes):

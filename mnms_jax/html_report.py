@@ -101,8 +101,8 @@ def _search(history: History) -> Sections:
     found = {task: decision_importance(of_task(records, task), choices) for task in history.tasks}
     importance = {task: row for task, row in found.items() if row is not None}
     frequencies = controller_frequencies(history)
+    rewards = reward_chart(history)
     charts = [
-        reward_chart(history),
         choices_chart(history, choices, frequencies),
         importance_chart(importance, choices),
         parallel_chart(history, choices),
@@ -111,6 +111,7 @@ def _search(history: History) -> Sections:
         seconds_chart(history),
     ]
     sections: dict[str, str | Chart] = {"Results": _results([history])}
+    sections[rewards.title] = rewards
     sections["Best child of each task"] = _children(history)
     sections |= {chart.title: chart for chart in charts if chart is not None}
     sections["Trials"] = _trials(history)

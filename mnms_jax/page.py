@@ -13,7 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from mnms_jax.charts import Bars, Chart, Heat, Panel, Parallel, Plot, Series, colour_of
+from mnms_jax.charts import (
+    COLOURS,
+    Bars,
+    Chart,
+    Heat,
+    Panel,
+    Parallel,
+    Plot,
+    Series,
+    colour_of,
+    reach,
+)
 from mnms_jax.types import UserError
 
 _FILES = pathlib.Path(__file__).parent / "page_files"
@@ -107,20 +118,28 @@ def _plotly(panel: Panel, chart: Chart) -> tuple[list[dict], dict[str, Any]]:
     """Returns plotly's traces and layout."""
     layout: dict[str, Any] = {"title": {"text": _text(panel.title)}, "height": 340}
     if isinstance(panel, Plot):
+        names = dict.fromkeys(_text(series.name) for series in panel.series)
         labelled = any(series.kind == "labels" for series in panel.series)
         layout |= {
             "xaxis": {"title": {"text": _text(panel.x_label)}},
             "yaxis": {"title": {"text": _text(panel.y_label)}},
-            "showlegend": len(panel.series) > 1 and not labelled,
+            "showlegend": len(names) > 1 and not labelled,
         }
+        if labelled:
+            layout["xaxis"]["range"] = layout["yaxis"]["range"] = [-reach(panel), reach(panel)]
         if panel.ticks:
             ticks = {"tickvals": list(panel.ticks), "ticktext": list(map(str, panel.ticks))}
             layout["xaxis"] |= {"type": "log", **ticks}
+        elif not labelled and all(len(series.x) <= 10 for series in panel.series):
+            layout["xaxis"]["dtick"] = 1  # numbers of trials or rounds
         if panel.level is not None:
             line = {"dash": "dot", "width": 1, "color": "gray"}
             ends = {"xref": "paper", "x0": 0, "x1": 1, "y0": panel.level, "y1": panel.level}
             layout["shapes"] = [{"type": "line", "line": line, **ends}]
-        return [t for s in panel.series for t in _traces(s, colour_of(chart, s.name))], layout
+        traces = [t for s in panel.series for t in _traces(s, colour_of(chart, s.name))]
+        for trace in traces:  # the first one of a name stands for all
+            trace["showlegend"] = names.pop(trace["name"], trace) is None
+        return traces, layout
     if isinstance(panel, Bars):
         layout |= {
             "height": 110 + (8 + 12 * len(panel.values)) * len(panel.names),
@@ -131,11 +150,13 @@ def _plotly(panel: Panel, chart: Chart) -> tuple[list[dict], dict[str, Any]]:
         return [_bar(panel, key, colour_of(chart, key)) for key in panel.values], layout
     if isinstance(panel, Heat):
         layout |= {
-            "height": 120 + (34 if panel.numbers else 15) * len(panel.y_labels),
-            "xaxis": _categories(panel.x_labels) | {"tickangle": 0 if panel.numbers else -90},
-            "yaxis": _categories(panel.y_labels) | {"autorange": "reversed", "showgrid": False},
+            "height": 140 + (34 if panel.numbers else 16) * len(panel.y_labels),
+            "xaxis": _categories(panel.x_labels) | {"tickangle": -90},
+            "yaxis": _categories(panel.y_ticks or panel.y_labels) | {"autorange": "reversed"},
         }
-        layout["xaxis"]["showgrid"] = False
+        texts = layout["yaxis"]["ticktext"]
+        for row in np.flatnonzero(np.isnan(panel.values).all(axis=1)):
+            texts[row] = f"<b>{texts[row]}</b>"
         return [_heat(panel)], layout
     layout["height"] = 460
     return [_parallel(panel)], layout
@@ -169,10 +190,10 @@ def _traces(series: Series, colour: str) -> list[dict]:
         "line": {"width": 0},
         "mode": "lines",
         "hoverinfo": "skip",
-        "showlegend": False,
+        "name": _text(series.name),
         "legendgroup": _text(series.name),
     }
-    return [band, trace]
+    return [trace, band]
 
 
 def _bar(panel: Bars, key: str, colour: str) -> dict:
@@ -200,13 +221,13 @@ def _heat(panel: Heat) -> dict:
         "hoverongaps": False,
         "hovertext": [
             [
-                f"{_text(y.strip())}<br>{_text(x)}: {value:.2f}"
+                f"{_text(y)}<br>{_text(x)}: {value:.2f}"
                 for x, value in zip(panel.x_labels, row, strict=True)
             ]
             for y, row in zip(panel.y_labels, panel.values, strict=True)
         ],
         "hoverinfo": "text",
-        "colorbar": {"thickness": 10, "len": 0.9},
+        "colorbar": {"thickness": 10, "lenmode": "pixels", "len": 170, "y": 1, "yanchor": "top"},
     }
     return trace | ({"texttemplate": "%{z:.2f}"} if panel.numbers else {})
 
@@ -214,7 +235,9 @@ def _heat(panel: Heat) -> dict:
 def _categories(labels: Sequence[str]) -> dict[str, Any]:
     """Returns an axis of places 0, 1, ... with labels, which may be equal."""
     texts = [_text(label) for label in labels]
-    return {"tickvals": list(range(len(labels))), "ticktext": texts, "automargin": True}
+    places = list(range(len(labels)))
+    look = {"automargin": True, "showgrid": False, "zeroline": False, "ticks": ""}
+    return {"tickvals": places, "ticktext": texts, **look}
 
 
 def _parallel(panel: Parallel) -> dict:
@@ -226,7 +249,8 @@ def _parallel(panel: Parallel) -> dict:
             dimension |= {"tickvals": list(range(len(labels))), "ticktext": texts}
             dimension["range"] = [-0.3, len(labels) - 0.7]
         dimensions.append(dimension)
-    line = {"color": dimensions[-1]["values"], "colorscale": "Viridis", "showscale": False}
+    scale = [[0, COLOURS[0]], [1, COLOURS[1]]]  # both are seen on dark and light ground
+    line = {"color": dimensions[-1]["values"], "colorscale": scale, "showscale": False}
     return {"type": "parcoords", "dimensions": dimensions, "line": line, "labelangle": -25}
 
 

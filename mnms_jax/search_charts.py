@@ -18,7 +18,7 @@ from mnms_jax.history import History, best_so_far, of_task
 from mnms_jax.report import describe, top_records
 from mnms_jax.store import TrialRecord
 
-_TOP = 20  # children of a task in the parallel coordinates
+_LEAST_TOP, _MOST_TOP = 10, 50  # children of a task in the parallel coordinates
 _PROGRAMS = 15  # with the most seconds, that are shown
 
 
@@ -36,15 +36,15 @@ def reward_chart(history: History) -> Chart:
             if not done:
                 continue
             steps = [r.trial + 1 for r in records]
-            series.append(Series(f"{label}, best so far", steps, best_so_far(records), "steps"))
+            series.append(Series(label, steps, best_so_far(records), "steps"))
             rewards = [r.reward or 0.0 for r in done]
             notes = [_note(r) for r in done]
             trials = [r.trial + 1 for r in done]
-            series.append(Series(f"{label}, each trial", trials, rewards, "points", notes=notes))
+            series.append(Series(label, trials, rewards, "points", notes=notes))
         panels.append(Plot(task, "trials", "validation accuracy", series))
     note = (
-        "Point at a trial to see its decisions; click a name below to hide or show it. "
-        "Failed trials have no point."
+        "Lines are the best so far, points single trials: point at one to see its decisions. Click "
+        "a name below to hide or show it. Failed trials have no point."
     )
     return Chart("rewards", "Rewards", note, panels)
 
@@ -70,7 +70,7 @@ def rounds_chart(history: History) -> Chart | None:
     panels = []
     for key, title, label in (
         ("learner/policy_entropy", "policy entropy", "nats, of a whole design"),
-        ("time/idle_share", "idle for compiling", "share of the workers' time so far"),
+        ("time/idle_share", "idle for compiling", "share of the time"),
         ("time/programs", "compiled programs", "number"),
     ):
         rows = [row for row in history.rounds if key in row]
@@ -78,8 +78,8 @@ def rounds_chart(history: History) -> Chart | None:
             line = Series(title, [row["round"] for row in rows], [row[key] for row in rows])
             panels.append(Plot(title, "rounds", label, [line]))
     note = (
-        "What rounds.jsonl holds: the policy's entropy on the trials it learned from, a mean over "
-        "tasks; and times since the process began."
+        "The policy's entropy on the trials that it learned from, a mean over tasks; and, since "
+        "the process began, the share of the workers' time spent waiting for the compiler."
     )
     return Chart("rounds", "Rounds", note, panels) if panels else None
 
@@ -97,19 +97,22 @@ def choices_chart(history: History, choices: Choices, frequencies: dict) -> Char
     for task in history.tasks:
         columns, shares = choice_shares(of_task(history.records, task), choices)
         own = frequencies.get(task)
-        labels, rows = [], []
+        labels, ticks, rows = [], [], []
         width = len(columns) + 2 * (own is not None)
         for name, values in choices.items():
             if len(values) < 2:
                 continue
             labels.append(name)
+            ticks.append(name)
             rows.append(np.full(width, np.nan))
             for value, share in zip(values, shares[name], strict=True):
-                labels.append(f"{value}  ")
+                labels.append(f"{name}: {value}")
+                ticks.append(str(value))
                 last = [] if own is None else [np.nan, own[name, str(value)]]
                 rows.append(np.array([*share, *last]))
         ends = [] if own is None else ["", "controller"]
-        panels.append(Heat(task, [*columns, *ends], labels, np.array(rows).reshape(-1, width)))
+        matrix = np.array(rows).reshape(-1, width)
+        panels.append(Heat(task, [*columns, *ends], labels, matrix, y_ticks=ticks))
     note = (
         "Share of a round's trials that took each choice (columns are trial numbers). These are "
         "frequencies in the log, not the controller's probabilities: with the reward model on, it "
@@ -150,7 +153,7 @@ def importance_chart(found: dict[str, Importance], choices: Choices) -> Chart | 
     order = np.argsort(-np.max([row.means for row in found.values()], axis=0), kind="stable")
     names = list(choices)
     panel = Bars(
-        "loss of R² when a decision's choices are shuffled",
+        "",
         "loss of R²",
         [names[d] for d in order],
         {task: row.means[order] for task, row in found.items()},
@@ -158,37 +161,39 @@ def importance_chart(found: dict[str, Importance], choices: Choices) -> Chart | 
     )
     explained = ", ".join(f"{task} {row.explained:.2f}" for task, row in found.items())
     note = (
-        "Permutation importance of a random forest (100 trees) that predicts a task's rewards from "
-        f"the decisions. R² on trials that its trees haven't seen: {explained}. Near 0 or below, "
-        "there are too few trials to tell, and the bars mean nothing. The search chooses its "
-        "trials, which makes decisions that it settled early look unimportant."
+        "How much worse a random forest (100 trees) predicts a task's rewards when the choices of "
+        f"one decision are shuffled (permutation importance). Its R² on trials that its trees "
+        f"haven't seen: {explained}. Near 0 or below, there are too few trials to tell, and the "
+        "bars mean nothing. The search chooses its trials, which makes decisions that it settled "
+        "early look unimportant."
     )
     return Chart("importance", "Which decisions matter", note, [panel])
 
 
 def parallel_chart(history: History, choices: Choices) -> Chart | None:
     """Returns the best children's decisions as lines; the first axis is the task."""
-    tops = {task: top_records(history.records, task, _TOP) for task in history.tasks}
-    names = [name for name, values in choices.items() if len(values) > 1]
-    rows = [
-        [
-            float(number),
-            # Where a decision isn't active, its lowest place says so.
-            *(place(record, name, choices) + 1.0 for name in names),
-            100 * (record.reward or 0.0),
-        ]
-        for number, top in enumerate(tops.values())
-        for record in top
+    top = [
+        (float(number), record)
+        for number, task in enumerate(history.tasks)
+        for record in top_records(history.records, task, _number_of_best(history, task))
     ]
-    if not rows:
+    if not top:
         return None
     axes: list[tuple[str, Sequence[str]]] = [("task", history.tasks)]
-    axes += [(name, ["-", *map(str, choices[name])]) for name in names]
-    panel = Parallel("", [*axes, ("accuracy in %", ())], np.array(rows))
+    columns = [[number for number, _ in top]]
+    for name, values in choices.items():
+        places = [place(record, name, choices) for _, record in top]
+        if len(values) > 1:
+            # Where a decision isn't active, a place below all choices says so.
+            shift = int(min(places) < 0)
+            axes.append((name, ["-"] * shift + list(map(str, values))))
+            columns.append([float(number + shift) for number in places])
+    columns.append([100 * (record.reward or 0.0) for _, record in top])
+    panel = Parallel("", [*axes, ("accuracy in %", ())], np.array(columns).T)
     note = (
-        f"The best {_TOP} children of each task, brighter is better; - where a decision isn't "
-        "active. Drag along an axis to see only what goes through there, e.g. one task; double "
-        "click to undo; drag a name to move its axis."
+        f"The best quarter of each task's trials, {_LEAST_TOP} to {_MOST_TOP} of them; orange "
+        "is best; - where a decision isn't active. Drag along an axis to see only what goes "
+        "through there, e.g. one task; double click to undo; drag a name to move its axis."
     )
     return Chart("parallel", "Best children", note, [panel])
 
@@ -216,6 +221,10 @@ def seconds_chart(history: History) -> Chart | None:
         note += f" The {len(names)} with the most of {len(sums)}."
     panel = Bars("training by program", "seconds", names, values, {})
     return Chart("seconds", "Time", note, [panel])
+
+
+def _number_of_best(history: History, task: str) -> int:
+    return min(max(len(of_task(history.records, task)) // 4, _LEAST_TOP), _MOST_TOP)
 
 
 def _note(record: TrialRecord) -> str:

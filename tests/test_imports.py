@@ -19,7 +19,8 @@ tasks.text tasks.traits tasks.packaged tasks.pickles tasks.columns tasks.records
 tasks.images tasks.table_files tasks.tables tasks.embeddings tasks.tfds tasks.inputs
 tasks.image_inputs tasks.record_inputs tasks.reference tasks.registry config store artifact
 export saved_controller bench sources tracking report methods strategies comparison
-tabular_experiment figures run lockstep experiment schedule leave_one_out cli""".split()
+tabular_experiment charts page figures run lockstep experiment schedule leave_one_out history
+analysis search_charts drawing html_report cli""".split()
 PURE = ORDER[: ORDER.index("training.program") + 1]
 IMPURE_LIBRARIES = {"absl", "tensorflow_datasets", "orbax", "tensorboardX", "rich", "pathlib", "os"}
 

@@ -232,7 +232,7 @@ def test_the_page_holds_everything_and_escapes_names(finished, tmp_path):
     page = (finished[0] / "leave_one_out.html").read_text()
     assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert page.count("data:image/png;base64,iVBOR") == 2
-    assert "http" not in page  # nothing from elsewhere
+    assert "://" not in page  # nothing from elsewhere
     for name in ("best_so_far.png", "differences.png"):
         assert (finished[0] / name).read_bytes().startswith(b"\x89PNG")
     row = next(r for r in finished[2].differences if r.task == TASKS[0])

@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import signal
 import time
@@ -39,4 +40,17 @@ def test_a_signal_in_the_middle_of_a_write_leaves_a_writer_that_closes(tmp_path,
         signal.signal(signal.SIGTERM, before)
     assert "ppo round 1/2" in console.file.getvalue()
     # What was being written is whole.
+    rounds = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    assert [(row["round"], row["best/a"], row["learner/loss"]) for row in rounds] == [
+        (1, 0.75, 0.25)
+    ]
     assert written[0] == "reward/a" and "best/a" in written and "learner/loss" in written
+
+
+def test_numbers_that_json_does_not_know_are_left_out(tmp_path):
+    console = rich.console.Console(file=io.StringIO())
+    with Tracker(tmp_path, console) as tracker:
+        tracker.show(PROGRESS._replace(scalars={"loss": float("nan"), "entropy": 1.5}))
+    (row,) = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    assert "learner/loss" not in row and row["learner/entropy"] == 1.5
+    assert list((tmp_path / "tensorboard").glob("events*"))

@@ -2,6 +2,7 @@
 // Charts follow the light or dark colours of the page; columns of tables sort when clicked.
 
 const charts = [];
+const points = matchMedia("(hover: hover)").matches; // else fingers that drag want to scroll
 
 function template() {
   const style = getComputedStyle(document.documentElement);
@@ -13,6 +14,9 @@ function template() {
     layout: {
       font: { color: colour("--text"), family: "system-ui, sans-serif", size: 13 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", xaxis: axis, yaxis: axis,
+      modebar: {
+        bgcolor: "rgba(0,0,0,0)", color: colour("--quiet"), activecolor: colour("--accent"),
+      },
       hoverlabel: {
         bgcolor: colour("--raised"), bordercolor: colour("--line"), align: "left",
         font: { color: colour("--text") },
@@ -25,12 +29,18 @@ function drawChart(figure) {
   const { data, layout } = JSON.parse(figure.querySelector("script").textContent);
   const parallel = data.some((trace) => trace.type === "parcoords");
   const whole = {
-    ...layout, autosize: true, template: template(), hovermode: "closest",
-    margin: parallel ? { l: 60, r: 60, t: 110, b: 30 } : { l: 60, r: 15, t: 40, b: 50 },
-    legend: { orientation: "h", y: -0.22 }, barmode: "group",
+    ...layout, autosize: true, template: template(), hovermode: "closest", barmode: "group",
+    margin: parallel
+      ? { l: 100, r: 90, t: 100, b: 30 }
+      : { l: 60, r: 15, t: layout.title.text ? 40 : 15, b: layout.showlegend ? 90 : 50 },
+    legend: { orientation: "h", x: 0, yref: "container", y: 0, yanchor: "bottom" },
+    dragmode: points && "zoom",
   };
   whole.title = { ...layout.title, font: { size: 15 }, x: 0, xref: "paper", xanchor: "left" };
-  Plotly.newPlot(figure, data, whole, { responsive: true, displaylogo: false });
+  Plotly.newPlot(figure, data, whole, {
+    responsive: true, displaylogo: false, displayModeBar: points && "hover",
+    modeBarButtonsToRemove: ["lasso2d", "select2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
+  });
   charts.push(figure);
 }
 
