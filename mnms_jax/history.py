@@ -4,7 +4,7 @@ import graphlib
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -13,6 +13,9 @@ from mnms_jax.controller import choice_frequencies, make_policy
 from mnms_jax.saved_controller import SavedController, load_controller
 from mnms_jax.store import TrialLog, TrialRecord
 from mnms_jax.types import Choice, UserError
+
+# By task, how often (decision, choice) is taken.
+Frequencies: TypeAlias = Mapping[str, Mapping[tuple[str, str], float]]
 
 
 class History(NamedTuple):
@@ -99,7 +102,7 @@ def known_choices(history: History) -> dict[str, tuple[Choice, ...]]:
     return tried_choices([*history.records, *history.random_records])
 
 
-def controller_frequencies(history: History) -> dict[str, dict[tuple[str, str], float]]:
+def controller_frequencies(history: History) -> Frequencies:
     """Returns how often the saved controller takes a choice, by task and (decision, choice)."""
     saved = history.controller
     if saved is None:

@@ -14,7 +14,7 @@ from mnms_jax.analysis import (
     principal_plane,
 )
 from mnms_jax.charts import Bars, Chart, Heat, Panel, Parallel, Plot, Series
-from mnms_jax.history import History, best_so_far, of_task
+from mnms_jax.history import Frequencies, History, best_so_far, of_task
 from mnms_jax.report import describe, top_records
 from mnms_jax.store import TrialRecord
 
@@ -84,7 +84,7 @@ def rounds_chart(history: History) -> Chart | None:
     return Chart("rounds", "Rounds", note, panels) if panels else None
 
 
-def choices_chart(history: History, choices: Choices, frequencies: dict) -> Chart:
+def choices_chart(history: History, choices: Choices, frequencies: Frequencies) -> Chart | None:
     """Returns how often each choice was taken over time, a panel a task.
 
     Args:
@@ -111,8 +111,8 @@ def choices_chart(history: History, choices: Choices, frequencies: dict) -> Char
                 last = [] if own is None else [np.nan, own[name, str(value)]]
                 rows.append(np.array([*share, *last]))
         ends = [] if own is None else ["", "controller"]
-        matrix = np.array(rows).reshape(-1, width)
-        panels.append(Heat(task, [*columns, *ends], labels, matrix, y_ticks=ticks))
+        if rows and width:
+            panels.append(Heat(task, [*columns, *ends], labels, np.array(rows), y_ticks=ticks))
     note = (
         "Share of a round's trials that took each choice (columns are trial numbers). These are "
         "frequencies in the log, not the controller's probabilities: with the reward model on, it "
@@ -123,7 +123,7 @@ def choices_chart(history: History, choices: Choices, frequencies: dict) -> Char
             ' The column "controller" is how often the saved controller takes the choice, '
             "estimated from 1,024 samples."
         )
-    return Chart("choices", "Choices over time", note, panels)
+    return Chart("choices", "Choices over time", note, panels) if panels else None
 
 
 def embedding_chart(history: History) -> Chart | None:

@@ -17,6 +17,7 @@ from toy import SPACE
 from mnms_jax.bench import make_bench
 from mnms_jax.config import Config
 from mnms_jax.figures import write_page
+from mnms_jax.html_report import write_report
 from mnms_jax.leave_one_out import run_leave_one_out, run_text_leave_one_out, table_objective
 from mnms_jax.lockstep import LeaveOneOutSetup, leave_out
 from mnms_jax.methods import Method, make_methods
@@ -315,3 +316,18 @@ def test_text_children_are_those_of_their_seed(tmp_path):
     found = dict(trainer.train([Request(1, "imdb", 0, record.decisions)]))
     assert (found[0].reward, found[0].failed) == (record.reward, record.failed)
     jax.clear_caches()
+
+
+def test_the_report_shows_the_same_comparison(finished, tmp_path):
+    report = write_report([finished[0]], tmp_path)
+    text = report.read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text and TASKS[1] not in text
+    row = next(r for r in finished[2].differences if r.task == TASKS[0])
+    assert f"<td>{row.mean:.4f}".rstrip("0") in text
+    with (tmp_path / "best_so_far.csv").open(newline="") as file:
+        rows = [row for row in csv.reader(file) if row[0] == "one" and row[1] == "transfer"]
+    best = finished[2].best[TASKS.index("one"), 2].mean(axis=0)
+    assert [float(row[4]) for row in rows] == pytest.approx(best.tolist())
+    assert all(float(low) <= float(mean) <= float(high) for *_, mean, low, high in rows)
+    config = json.loads((finished[0] / "config.json").read_text())
+    assert config["contenders"] == ["transfer"] and config["threshold_trials"] == 200
