@@ -14,6 +14,7 @@ from mnms_jax.types import UserError
 
 # Told apart by those who see fewer colours, and on dark and light ground alike.
 COLOURS = ("#3b8bd4", "#e0731d", "#1d9e75", "#b14fc5", "#c9a000", "#d4537e", "#7a8b99", "#5f6fd8")
+SCALE = (COLOURS[0], COLOURS[3], COLOURS[1])  # from low to high
 _COLUMNS = 3  # panels side by side
 
 Numbers: TypeAlias = Sequence[float] | np.ndarray
@@ -88,6 +89,14 @@ def reach(panel: Plot) -> float:
     """Returns how far a map of labelled points goes from 0, with room for the labels."""
     places = [abs(value) for series in panel.series for value in (*series.x, *series.y)]
     return 1.8 * max(places, default=0.0) or 1.0
+
+
+def heights(panel: Plot) -> tuple[float, float]:
+    """Returns the ends of an axis that holds all lines; wide bands would flatten them."""
+    y = np.concatenate([np.asarray(series.y, float) for series in panel.series])
+    low, high = np.nanmin(y), np.nanmax(y)
+    room = 0.08 * (high - low) or 0.05
+    return float(low - room), float(high + room)
 
 
 def colour_of(chart: Chart, name: str) -> str:
@@ -207,14 +216,14 @@ def _draw_plot(axis: Any, panel: Plot, chart: Chart) -> None:
                 drawstyle="steps-post" if series.kind == "steps" else "default",
                 **style,
             )
-    limits = axis.get_ylim()  # the first trials' wide bands would flatten all the rest
     for series in panel.series:
         if len(series.low):
             colour = colour_of(chart, series.name)
             axis.fill_between(series.x, series.low, series.high, alpha=0.15, color=colour)
+            axis.set_ylim(heights(panel))
     if panel.level is not None:
         axis.axhline(panel.level, color="gray", linestyle=":", linewidth=1)
-    axis.set(xlabel=panel.x_label, ylabel=panel.y_label, ylim=limits)
+    axis.set(xlabel=panel.x_label, ylabel=panel.y_label)
     if labelled:
         axis.set(xlim=(-reach(panel), reach(panel)), ylim=(-reach(panel), reach(panel)))
     if panel.ticks:
@@ -263,7 +272,7 @@ def _draw_parallel(axis: Any, panel: Parallel, chart: Chart) -> None:
             low[place], high[place] = 0, max(len(labels) - 1, 1)
     scaled = (panel.values - low) / np.where(high > low, high - low, 1)
     blend = importlib.import_module("matplotlib.colors").LinearSegmentedColormap.from_list
-    colours = blend("last", COLOURS[:2])(scaled[:, -1])
+    colours = blend("last", SCALE)(scaled[:, -1])
     for row, colour in zip(scaled, colours, strict=True):
         axis.plot(row, color=colour, alpha=0.7)
     for place, (_, labels) in enumerate(panel.axes):

@@ -46,7 +46,7 @@ def write_page(folder: pathlib.Path, comparison: Comparison) -> None:
         draw_png(path, chart)
         data = base64.b64encode(path.read_bytes()).decode()
         image = f'<img alt="{html.escape(chart.title)}" src="data:image/png;base64,{data}">'
-        sections[chart.title] = render_note(chart.note) + image
+        sections[chart.title] = f'{render_note(chart.note)}<div class="wide">{image}</div>'
     page = render_page("Leave one task out", sections | comparison_sections(comparison))
     (folder / "leave_one_out.html").write_text(page, encoding="utf-8")
 
@@ -62,7 +62,7 @@ def comparison_sections(comparison: Comparison) -> dict[str, str]:
     sections: dict[str, str] = {}
     for title, header, rows in (_overview(comparison), _paired(comparison)):
         note = "" if sections else render_note(_describe(comparison))
-        sections[title] = note + render_table(header, rows)
+        sections[title.capitalize()] = note + render_table(header, rows)
     details = []
     for title, kind, flat in (
         ("Means", Mean, comparison.means),
@@ -71,7 +71,7 @@ def comparison_sections(comparison: Comparison) -> dict[str, str]:
     ):
         table = render_table(kind._fields, [[_format(value) for value in row] for row in flat])
         details.append(f"<details><summary>{title}</summary>{table}</details>")
-    return {**sections, "task by task": "".join(details)}
+    return {**sections, "Task by task": "".join(details)}
 
 
 def _curves(comparison: Comparison) -> Chart:

@@ -9,12 +9,12 @@ import importlib
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from mnms_jax.charts import (
-    COLOURS,
+    SCALE,
     Bars,
     Chart,
     Heat,
@@ -23,11 +23,14 @@ from mnms_jax.charts import (
     Plot,
     Series,
     colour_of,
+    heights,
     reach,
 )
 from mnms_jax.types import UserError
 
 _FILES = pathlib.Path(__file__).parent / "page_files"
+
+_Converted: TypeAlias = tuple[list[dict[str, Any]], dict[str, Any]]  # plotly's traces and layout
 
 # Nothing may be fetched, whatever the page holds. Plotly compiles its parallel coordinates.
 _POLICY = (
@@ -101,7 +104,8 @@ def render_chart(chart: Chart) -> str:
     """Returns a chart's panels, which the page's scripts draw."""
     panels = []
     for panel in chart.panels:
-        traces, layout = _plotly(panel, chart)
+        traces, layout = _convert(panel, chart)
+        layout["title"] = {"text": _text(panel.title)}
         # A "<" could end the script that holds the data.
         data = json.dumps({"data": traces, "layout": layout}).replace("<", "\\u003c")
         width = 85 * len(panel.axes) if isinstance(panel, Parallel) else 0
@@ -114,52 +118,39 @@ def render_chart(chart: Chart) -> str:
     return f'{render_note(chart.note)}<div class="{kind}">{"".join(panels)}</div>'
 
 
-def _plotly(panel: Panel, chart: Chart) -> tuple[list[dict], dict[str, Any]]:
-    """Returns plotly's traces and layout."""
-    layout: dict[str, Any] = {"title": {"text": _text(panel.title)}, "height": 340}
+def _convert(panel: Panel, chart: Chart) -> _Converted:
     if isinstance(panel, Plot):
-        names = dict.fromkeys(_text(series.name) for series in panel.series)
-        labelled = any(series.kind == "labels" for series in panel.series)
-        layout |= {
-            "xaxis": {"title": {"text": _text(panel.x_label)}},
-            "yaxis": {"title": {"text": _text(panel.y_label)}},
-            "showlegend": len(names) > 1 and not labelled,
-        }
-        if labelled:
-            layout["xaxis"]["range"] = layout["yaxis"]["range"] = [-reach(panel), reach(panel)]
-        if panel.ticks:
-            ticks = {"tickvals": list(panel.ticks), "ticktext": list(map(str, panel.ticks))}
-            layout["xaxis"] |= {"type": "log", **ticks}
-        elif not labelled and all(len(series.x) <= 10 for series in panel.series):
-            layout["xaxis"]["dtick"] = 1  # numbers of trials or rounds
-        if panel.level is not None:
-            line = {"dash": "dot", "width": 1, "color": "gray"}
-            ends = {"xref": "paper", "x0": 0, "x1": 1, "y0": panel.level, "y1": panel.level}
-            layout["shapes"] = [{"type": "line", "line": line, **ends}]
-        traces = [t for s in panel.series for t in _traces(s, colour_of(chart, s.name))]
-        for trace in traces:  # the first one of a name stands for all
-            trace["showlegend"] = names.pop(trace["name"], trace) is None
-        return traces, layout
+        return _plot(panel, chart)
     if isinstance(panel, Bars):
-        layout |= {
-            "height": 110 + (8 + 12 * len(panel.values)) * len(panel.names),
-            "xaxis": {"title": {"text": _text(panel.x_label)}},
-            "yaxis": {"type": "category", "autorange": "reversed", "automargin": True, "dtick": 1},
-            "showlegend": len(panel.values) > 1,
-        }
-        return [_bar(panel, key, colour_of(chart, key)) for key in panel.values], layout
-    if isinstance(panel, Heat):
-        layout |= {
-            "height": 140 + (34 if panel.numbers else 16) * len(panel.y_labels),
-            "xaxis": _categories(panel.x_labels) | {"tickangle": -90},
-            "yaxis": _categories(panel.y_ticks or panel.y_labels) | {"autorange": "reversed"},
-        }
-        texts = layout["yaxis"]["ticktext"]
-        for row in np.flatnonzero(np.isnan(panel.values).all(axis=1)):
-            texts[row] = f"<b>{texts[row]}</b>"
-        return [_heat(panel)], layout
-    layout["height"] = 460
-    return [_parallel(panel)], layout
+        return _bars(panel, chart)
+    return _heat(panel) if isinstance(panel, Heat) else _parallel(panel)
+
+
+def _plot(panel: Plot, chart: Chart) -> _Converted:
+    names = dict.fromkeys(_text(series.name) for series in panel.series)
+    labelled = any(series.kind == "labels" for series in panel.series)
+    x: dict[str, Any] = {"title": {"text": _text(panel.x_label)}}
+    y: dict[str, Any] = {"title": {"text": _text(panel.y_label)}}
+    if labelled:
+        x["range"] = y["range"] = [-reach(panel), reach(panel)]
+    elif panel.ticks:
+        x |= {"type": "log", "tickvals": list(panel.ticks)}
+        x["ticktext"] = list(map(str, panel.ticks))
+    elif all(len(series.x) <= 10 for series in panel.series):
+        x["dtick"] = 1  # numbers of trials or rounds
+    if any(len(series.low) for series in panel.series):
+        y["range"] = heights(panel)
+    shapes = []
+    if panel.level is not None:
+        line = {"dash": "dot", "width": 1, "color": "gray"}
+        ends = {"xref": "paper", "x0": 0, "x1": 1, "y0": panel.level, "y1": panel.level}
+        shapes.append({"type": "line", "line": line, **ends})
+    shows = len(names) > 1 and not labelled
+    traces = [t for s in panel.series for t in _traces(s, colour_of(chart, s.name))]
+    for trace in traces:  # the first one of a name stands for all
+        trace["showlegend"] = names.pop(trace["name"], trace) is None
+    layout = {"height": 340, "xaxis": x, "yaxis": y, "shapes": shapes, "showlegend": shows}
+    return traces, layout
 
 
 def _traces(series: Series, colour: str) -> list[dict]:
@@ -196,22 +187,35 @@ def _traces(series: Series, colour: str) -> list[dict]:
     return [trace, band]
 
 
-def _bar(panel: Bars, key: str, colour: str) -> dict:
-    trace = {
-        "type": "bar",
-        "orientation": "h",
-        "name": _text(key),
-        "y": [_text(name) for name in panel.names],
-        "x": _finite(panel.values[key]),
-        "marker": {"color": colour},
+def _bars(panel: Bars, chart: Chart) -> _Converted:
+    traces = []
+    for key, values in panel.values.items():
+        trace = {
+            "type": "bar",
+            "orientation": "h",
+            "name": _text(key),
+            "y": [_text(name) for name in panel.names],
+            "x": _finite(values),
+            "marker": {"color": colour_of(chart, key)},
+        }
+        if key in panel.errors:
+            widths = _finite(panel.errors[key])
+            trace["error_x"] = {"type": "data", "array": widths, "thickness": 1, "color": "gray"}
+        traces.append(trace)
+    return traces, {
+        "height": 110 + (8 + 12 * len(panel.values)) * len(panel.names),
+        "xaxis": {"title": {"text": _text(panel.x_label)}},
+        "yaxis": {"type": "category", "autorange": "reversed", "automargin": True, "dtick": 1},
+        "showlegend": len(panel.values) > 1,
     }
-    if key in panel.errors:
-        trace["error_x"] = {"type": "data", "array": _finite(panel.errors[key]), "thickness": 1}
-    return trace
 
 
-def _heat(panel: Heat) -> dict:
+def _heat(panel: Heat) -> _Converted:
     low, high = panel.limits
+    notes = [
+        [f"{_text(y)}<br>{_text(x)}: {v:.2f}" for x, v in zip(panel.x_labels, row, strict=True)]
+        for y, row in zip(panel.y_labels, panel.values, strict=True)
+    ]
     trace = {
         "type": "heatmap",
         "z": [_finite(row) for row in panel.values],
@@ -219,17 +223,20 @@ def _heat(panel: Heat) -> dict:
         "zmax": high,
         "colorscale": "Viridis",
         "hoverongaps": False,
-        "hovertext": [
-            [
-                f"{_text(y)}<br>{_text(x)}: {value:.2f}"
-                for x, value in zip(panel.x_labels, row, strict=True)
-            ]
-            for y, row in zip(panel.y_labels, panel.values, strict=True)
-        ],
+        "hovertext": notes,
         "hoverinfo": "text",
         "colorbar": {"thickness": 10, "lenmode": "pixels", "len": 170, "y": 1, "yanchor": "top"},
     }
-    return trace | ({"texttemplate": "%{z:.2f}"} if panel.numbers else {})
+    if panel.numbers:
+        trace["texttemplate"] = "%{z:.2f}"
+    y = _categories(panel.y_ticks or panel.y_labels) | {"autorange": "reversed"}
+    for row in np.flatnonzero(np.isnan(panel.values).all(axis=1)):
+        y["ticktext"][row] = f"<b>{y['ticktext'][row]}</b>"
+    return [trace], {
+        "height": 140 + (34 if panel.numbers else 16) * len(panel.y_labels),
+        "xaxis": _categories(panel.x_labels) | {"tickangle": -90},
+        "yaxis": y,
+    }
 
 
 def _categories(labels: Sequence[str]) -> dict[str, Any]:
@@ -240,7 +247,7 @@ def _categories(labels: Sequence[str]) -> dict[str, Any]:
     return {"tickvals": places, "ticktext": texts, **look}
 
 
-def _parallel(panel: Parallel) -> dict:
+def _parallel(panel: Parallel) -> _Converted:
     dimensions = []
     for (name, labels), values in zip(panel.axes, panel.values.T, strict=True):
         dimension = {"label": _text(name), "values": _finite(values)}
@@ -249,9 +256,10 @@ def _parallel(panel: Parallel) -> dict:
             dimension |= {"tickvals": list(range(len(labels))), "ticktext": texts}
             dimension["range"] = [-0.3, len(labels) - 0.7]
         dimensions.append(dimension)
-    scale = [[0, COLOURS[0]], [1, COLOURS[1]]]  # both are seen on dark and light ground
+    scale = [[i / (len(SCALE) - 1), colour] for i, colour in enumerate(SCALE)]
     line = {"color": dimensions[-1]["values"], "colorscale": scale, "showscale": False}
-    return {"type": "parcoords", "dimensions": dimensions, "line": line, "labelangle": -25}
+    trace = {"type": "parcoords", "dimensions": dimensions, "line": line, "labelangle": -25}
+    return [trace], {"height": 460}
 
 
 def _text(text: str) -> str:
