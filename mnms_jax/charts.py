@@ -77,7 +77,7 @@ Panel: TypeAlias = Plot | Bars | Heat | Parallel
 
 
 class Chart(NamedTuple):
-    """One or more panels that belong together."""
+    """One or more panels of one kind that belong together."""
 
     name: str  # of its files
     title: str
@@ -114,9 +114,8 @@ def write_csv_of(path: pathlib.Path, chart: Chart) -> None:
     """Writes all numbers of a chart, a row each."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        for header, panels in itertools.groupby(chart.panels, _header):
-            writer.writerow(header)
-            writer.writerows(row for panel in panels for row in _rows(panel))
+        writer.writerow(_header(chart.panels[0]))
+        writer.writerows(row for panel in chart.panels for row in _rows(panel))
 
 
 def require_matplotlib() -> Any:
@@ -159,9 +158,9 @@ def plain(text: str) -> str:
 
 def _header(panel: Panel) -> tuple[str, ...]:
     if isinstance(panel, Plot):
-        return ("panel", "series", "kind", panel.x_label, panel.y_label, "low", "high")
+        return ("panel", "series", "kind", "x", "y", "low", "high")
     if isinstance(panel, Bars):
-        return ("panel", "series", "name", panel.x_label, "half_width")
+        return ("panel", "series", "name", "value", "half_width")
     if isinstance(panel, Heat):
         return ("panel", "row", "column", "value")
     return tuple(name for name, _ in panel.axes)

@@ -27,7 +27,7 @@ from mnms_jax.report import top_records
 from mnms_jax.search_charts import (
     choices_chart,
     comparison_chart,
-    embedding_chart,
+    embedding_charts,
     importance_chart,
     parallel_chart,
     reward_chart,
@@ -60,24 +60,8 @@ def write_report(
         raise UserError("--workdir: name at least one folder, each once")
     plotly = require_plotly()
     require_matplotlib()
-    first = workdirs[0]
-    if len(workdirs) > 1:
-        histories = _named_apart([read_history(path) for path in workdirs])
-        title, sections = "Comparison of searches", _compared(histories)
-    elif (first / "leave_one_out.csv").exists():
-        comparison = read_comparison(first)
-        charts = {chart.title: chart for chart in comparison_charts(comparison)}
-        title, sections = (
-            f"Leave one task out: {first.name}",
-            {
-                **charts,
-                **comparison_sections(comparison),
-            },
-        )
-    else:
-        history = read_history(first)
-        title, sections = f"Search: {history.name}", _search(history)
-    folder = output or first / ("comparison" if len(workdirs) > 1 else "report")
+    title, sections = _sections(workdirs)
+    folder = output or workdirs[0] / ("comparison" if len(workdirs) > 1 else "report")
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
         name: _write_chart(folder, content) if isinstance(content, Chart) else content
@@ -86,6 +70,21 @@ def write_report(
     page = folder / "report.html"
     page.write_text(render_page(title, contents, [plotly]), encoding="utf-8")
     return page
+
+
+def _sections(workdirs: Sequence[pathlib.Path]) -> tuple[str, Sections]:
+    """Returns the title of the page and what stands on it."""
+    first = workdirs[0]
+    if len(workdirs) > 1:
+        histories = _named_apart([read_history(path) for path in workdirs])
+        return "Comparison of searches", _compared(histories)
+    if (first / "leave_one_out.csv").exists():
+        comparison = read_comparison(first)
+        charts = {chart.title: chart for chart in comparison_charts(comparison)}
+        title = f"Leave one task out: {first.resolve().name}"
+        return title, {**charts, **comparison_sections(comparison)}
+    history = read_history(first)
+    return f"Search: {history.name}", _search(history)
 
 
 def _write_chart(folder: pathlib.Path, chart: Chart) -> str:
@@ -106,7 +105,7 @@ def _search(history: History) -> Sections:
         choices_chart(history, choices, frequencies),
         importance_chart(importance, choices),
         parallel_chart(history, choices),
-        embedding_chart(history),
+        *embedding_charts(history),
         rounds_chart(history),
         seconds_chart(history),
     ]
@@ -199,13 +198,10 @@ def _children(history: History) -> str:
         note = f"trial {top[0].trial}, validation accuracy {_percent(top[0].reward or 0.0)} %"
         # The folder is written at the end of a search, and may be of an earlier end.
         if child.get("decisions") == top[0].decisions:
-            code = _loading(folder.resolve(), child)
-            side = f"{draw(outline(child))}"
+            side, code = draw(outline(child)), _loading(folder.resolve(), child)
         else:
-            code, side = (
-                "",
-                render_note("It can be loaded, and is drawn, once the search has ended."),
-            )
+            side = render_note("It can be loaded, and is drawn, once the search has ended.")
+            code = ""
         parts.append(
             f'{render_note(note)}<div class="children">{side}<div>{table}</div></div>{code}'
         )
@@ -216,18 +212,13 @@ def _loading(folder: pathlib.Path, child: Mapping[str, Any]) -> str:
     """Returns the code that loads a child and predicts."""
     kind = child.get("kind", "text")
     inputs = {
-        "text": '["a text to classify"]',
-        "image": "images  # uint8 [N, H, W, C]",
-        "record": "columns  # N values of each column, by its name",
+        "text": '(["a text to classify"])',
+        "image": "(images)  # uint8 [N, H, W, C]",
+        "record": "(columns)  # N values of each column, by its name",
     }[kind]
-    values, _, comment = inputs.partition("  #")
-    lines = [
-        "import mnms_jax",
-        "",
-        f"child = mnms_jax.load_child({json.dumps(str(folder), ensure_ascii=False)})",
-        f"child.predict({values})" + (f"  #{comment}" if comment else ""),
-    ]
-    return f"<pre><code>{html.escape(chr(10).join(lines))}</code></pre>"
+    path = json.dumps(str(folder), ensure_ascii=False)
+    code = f"import mnms_jax\n\nchild = mnms_jax.load_child({path})\nchild.predict{inputs}"
+    return f"<pre><code>{html.escape(code)}</code></pre>"
 
 
 def _trials(history: History) -> str:

@@ -13,7 +13,7 @@ from mnms_jax.analysis import (
     place,
     principal_plane,
 )
-from mnms_jax.charts import Bars, Chart, Heat, Panel, Parallel, Plot, Series
+from mnms_jax.charts import Bars, Chart, Heat, Parallel, Plot, Series
 from mnms_jax.history import Frequencies, History, best_so_far, of_task
 from mnms_jax.report import describe, top_records
 from mnms_jax.store import TrialRecord
@@ -126,24 +126,24 @@ def choices_chart(history: History, choices: Choices, frequencies: Frequencies) 
     return Chart("choices", "Choices over time", note, panels) if panels else None
 
 
-def embedding_chart(history: History) -> Chart | None:
+def embedding_charts(history: History) -> list[Chart]:
     """Returns the tasks' embeddings as a map and their similarities, for two tasks or more."""
     if history.controller is None or len(history.controller.task_names) < 2:
-        return None
+        return []
     names = history.controller.task_names
     vectors = np.asarray(history.controller.params["task_embedding"], np.float64)
     plane, share = principal_plane(vectors)
     points = [Series(name, [x], [y], "labels") for name, (x, y) in zip(names, plane, strict=True)]
-    cosines = cosine_similarities(vectors)
     note = (
         f"The {vectors.shape[1]} numbers by which the controller knows each task, on their first "
-        f"two principal axes, which hold {share:.0%} of the variance; and the cosines between them."
+        f"two principal axes, which hold {share:.0%} of the variance."
     )
-    panels: list[Panel] = [
-        Plot("map", "first axis", "second axis", points),
-        Heat("cosine similarity", names, names, cosines, limits=(-1.0, 1.0), numbers=True),
+    map_ = Plot("", "first axis", "second axis", points)
+    cosines = Heat("", names, names, cosine_similarities(vectors), limits=(-1.0, 1.0), numbers=True)
+    return [
+        Chart("embeddings", "Task embeddings", note, [map_]),
+        Chart("similarity", "Similarity of tasks", "Cosines between these numbers.", [cosines]),
     ]
-    return Chart("embeddings", "Task embeddings", note, panels)
 
 
 def importance_chart(found: dict[str, Importance], choices: Choices) -> Chart | None:
