@@ -30,6 +30,7 @@ setuptools.setup(
         "numpy>=2.0",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.25",
+        "pillow>=11.0",
         "pyarrow>=18.0",
         "rich>=13.7",
         "scikit-learn>=1.8",

@@ -1,4 +1,4 @@
-"""Writes small data sets in the real format of glue/sst2 and imdb_reviews, without a network.
+"""Writes small data sets in the real formats of TFDS, without a network.
 
 The texts are made up; the label is decided by the sentiment words in them.
 """
@@ -80,22 +80,23 @@ def imdb_rows(num_rows: int) -> dict[str, Rows]:
     }
 
 
-def _write(
+def write(
     data_dir: pathlib.Path | str,
     dataset: str,
-    version: str,
     features: Mapping[str, object],
     examples: Mapping[str, Sequence[dict[str, object]]],
-    file_format: str,
+    version: str = "1.0.0",
+    file_format: str = "array_record",
 ) -> None:
+    """Prepares a data set, with a configuration or without."""
     import tensorflow_datasets as tfds
 
-    dataset_name, config_name = dataset.split("/")
+    dataset_name, _, config_name = dataset.partition("/")
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         name = dataset_name
         VERSION = tfds.core.Version(version)
-        BUILDER_CONFIGS = (tfds.core.BuilderConfig(name=config_name),)
+        BUILDER_CONFIGS = (tfds.core.BuilderConfig(name=config_name),) if config_name else ()
 
         def _info(self):
             return tfds.core.DatasetInfo(
@@ -133,7 +134,7 @@ def write_sst2(
         ]
         for split, rows in sst2_rows(num_rows).items()
     }
-    _write(data_dir, "glue/sst2", version, features, examples, file_format)
+    write(data_dir, "glue/sst2", features, examples, version, file_format)
 
 
 def write_imdb(data_dir: pathlib.Path | str, num_rows: int = 200) -> None:
@@ -148,7 +149,7 @@ def write_imdb(data_dir: pathlib.Path | str, num_rows: int = 200) -> None:
         split: [{"text": text, "label": label} for text, label in rows]
         for split, rows in imdb_rows(num_rows).items()
     }
-    _write(data_dir, "imdb_reviews/plain_text", "1.0.0", features, examples, "array_record")
+    write(data_dir, "imdb_reviews/plain_text", features, examples)
 
 
 def refused_url() -> str:

@@ -14,7 +14,7 @@ from absl import logging
 from mnms_jax.space import nearest
 from mnms_jax.tasks.columns import Columns, parse_options, read_columns, unusable
 from mnms_jax.tasks.records import is_feature, make_record_task, to_column
-from mnms_jax.tasks.text import deduplicate, normalize, split_texts
+from mnms_jax.tasks.text import deduplicate, exclude, normalize, split_texts
 from mnms_jax.types import Split, Task, UserError
 
 # Names of columns, in lower case; of those that a file has, the first one counts.
@@ -149,15 +149,14 @@ def _without(validation: Split, test: Split, spec: FileTask) -> Split:
     Raises:
       UserError: nothing is left.
     """
-    tested = {normalize(text) for text in test.inputs}
-    rows = [row for row, text in enumerate(validation.inputs) if normalize(text) not in tested]
-    dropped = len(validation.inputs) - len(rows)
+    kept = exclude(validation, test)
+    dropped = len(validation.inputs) - len(kept.inputs)
     if dropped:
         logging.warning("%s: %d texts of validation are in test too", spec.name, dropped)
-    if not rows:
+    if not kept.inputs:
         assert spec.validation is not None
         raise unusable(spec.validation, f"all its texts are in {spec.test} too")
-    return Split(tuple(validation.inputs[row] for row in rows), validation.labels[rows])
+    return kept
 
 
 def _has_text(columns: Columns) -> bool:

@@ -5,13 +5,13 @@ import hashlib
 import math
 import pathlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import logging
 
 from mnms_jax.tasks.columns import unusable
-from mnms_jax.tasks.splits import split_rows, unique_rows
+from mnms_jax.tasks.splits import split_rows, take, unique_rows
 from mnms_jax.types import Split, Task, UserError
 
 _SHARE = 0.1  # of the images, for validation, and for test where it has no files of its own
@@ -27,7 +27,8 @@ def load_digits_task() -> Task:
     found = load_digits()
     images = np.round(found.images * (255 / 16)).astype(np.uint8)[..., None]
     names = tuple(map(str, range(10)))
-    return _to_task("digits", Split(images, found.target.astype(np.int32)), None, names)
+    train = Split(images, found.target.astype(np.int32))
+    return make_image_task("digits", {"train": train}, names)
 
 
 def load_idx_task(name: str, folder: pathlib.Path) -> Task:
@@ -54,46 +55,60 @@ def load_idx_task(name: str, folder: pathlib.Path) -> Task:
     def renumber(split: Split) -> Split:
         return split._replace(labels=np.array([index[x] for x in split.labels.tolist()], np.int32))
 
-    return _to_task(name, renumber(train), test and renumber(test), tuple(map(str, index)))
+    splits = {"train": train} if test is None else {"train": train, "test": test}
+    splits = {part: renumber(split) for part, split in splits.items()}
+    return make_image_task(name, splits, tuple(map(str, index)))
 
 
-def _to_task(name: str, train: Split, test: Split | None, class_names: tuple[str, ...]) -> Task:
-    """Drops repeats, and holds out validation, and test where there is none.
+def make_image_task(name: str, splits: Mapping[str, Split], class_names: tuple[str, ...]) -> Task:
+    """Drops repeats, and holds out a tenth of each class for what isn't there; always the same.
+
+    Args:
+      name: of the task.
+      splits: "train", and "validation" and "test" or not, of images of one size. What is in test
+        stays out of the other two, and what is in validation out of train.
+      class_names: of the labels.
 
     Raises:
       UserError: too few images are left.
     """
-    keys = _digests(train.inputs)
-    labels = train.labels.tolist()
-    rows = unique_rows(keys, labels, () if test is None else _digests(test.inputs))
-    shares = {"validation": _SHARE} if test else {"validation": _SHARE, "test": _SHARE}
+    held_out: set[str] = set()
+    found = dict(splits)
+    for part in ("test", "validation", "train"):
+        if part in found:
+            keys = _digests(found[part].inputs)
+            labels = found[part].labels.tolist()
+            if part == "train":
+                rows = unique_rows(keys, labels, held_out)
+            else:
+                rows = [row for row, key in enumerate(keys) if key not in held_out]
+                found[part] = take(found[part], rows)
+            held_out |= set(keys)
+    shares = {part: _SHARE for part in ("validation", "test") if part not in splits}
     parts = split_rows(
         [keys[row] for row in rows],
         [labels[row] for row in rows],
         {**shares, "train": 1 - sum(shares.values())},
         stratify=True,
     )
-    splits: dict[str, Split] = {}
+    for part, own in parts.items():
+        found[part] = take(splits["train"], [rows[place] for place in own])
     for part in ("train", "validation", "test"):
-        if part == "test" and test is not None:
-            splits[part] = test
-            continue
-        own = np.array(rows, int)[parts[part]]
-        splits[part] = Split(train.inputs[own], train.labels[own])
-        if not len(own):
+        if not len(found[part].labels):
             raise UserError(
                 f"task {name!r}: its {len(rows)} different images in {len(class_names)} classes "
                 f"leave nothing for {part}; a class needs 6 images"
             )
     logging.info(
-        "%s: %d classes of images of %s; %d of %d are kept to learn from, %d of them for "
-        "validation; %d repeat or contradict others, or are in test too",
-        *(name, len(class_names), _size(train), len(rows), len(keys)),
-        *(len(splits["validation"].labels), len(keys) - len(rows)),
+        "%s: %d classes of images of %s; %d of %d are kept to learn from, %d are for validation "
+        "and %d for test; %d repeat or contradict others, or are held out too",
+        *(name, len(class_names), _size(found["train"]), len(rows), len(keys)),
+        *(len(found["validation"].labels), len(found["test"].labels), len(keys) - len(rows)),
     )
-    if len(set(splits["train"].labels.tolist())) < 2:
+    if len(set(found["train"].labels.tolist())) < 2:
         raise UserError(f"task {name!r}: all its training images are of one class")
-    return Task(name, splits, class_names, "image")
+    ordered = {part: found[part] for part in ("train", "validation", "test")}
+    return Task(name, ordered, class_names, "image")
 
 
 def _digests(images: np.ndarray) -> list[str]:
@@ -160,9 +175,9 @@ def common_size(tasks: Sequence[Task], limit: int) -> tuple[int, int]:
 
 
 def resize(images: np.ndarray, side: int, channels: int) -> np.ndarray:
-    """Brings images to a size: larger ones by the mean of square fields, smaller ones enlarged.
+    """Brings images to a size: see `shrink`; smaller ones are enlarged by a whole factor.
 
-    Either by a whole factor; what is missing then is zeros around.
+    What is missing then is zeros around.
 
     Args:
       images: uint8 [N, H, W, C].
@@ -172,20 +187,45 @@ def resize(images: np.ndarray, side: int, channels: int) -> np.ndarray:
     Returns:
       Uint8 [N, S, S, C'].
     """
-    num_images, height, width, own = images.shape
-    longest = max(height, width)
-    if longest > side:
-        factor = -(-longest // side)
-        rows, columns = -(-height // factor), -(-width // factor)
-        rest = ((0, 0), (0, rows * factor - height), (0, columns * factor - width), (0, 0))
-        fields = np.pad(images, rest, mode="edge").reshape(
-            num_images, rows, factor, columns, factor, own
-        )
-        images = np.round(fields.mean((2, 4), np.float32)).astype(np.uint8)
-    else:
-        factor = side // longest
-        images = images.repeat(factor, 1).repeat(factor, 2)
+    images = shrink(images, side)
+    _, height, width, own = images.shape
+    factor = side // max(height, width)
+    images = images.repeat(factor, 1).repeat(factor, 2)
     _, height, width, _ = images.shape
     top, left = (side - height) // 2, (side - width) // 2
     border = ((0, 0), (top, side - height - top), (left, side - width - left), (0, 0))
     return np.pad(images, border).repeat(channels // own, 3)
+
+
+def shrink(images: np.ndarray, side: int) -> np.ndarray:
+    """Makes images smaller whose longer side has more than so many pixels; others stay.
+
+    A pixel is the mean of the square field that it covers, of which parts of pixels are parts.
+
+    Args:
+      images: uint8 [N, H, W, C].
+      side: S, pixels of the longer side of what is returned.
+    """
+    num_images, height, width, channels = images.shape
+    longest = max(height, width)
+    if longest <= side:
+        return images
+    vertical, horizontal = (_fields(pixels, side, longest) for pixels in (height, width))
+    shrunk = np.empty((num_images, len(vertical), len(horizontal), channels), np.uint8)
+    for image, target in zip(images, shrunk, strict=True):  # one by one: as floats they'd be large
+        rows = vertical @ image.reshape(height, -1)
+        means = horizontal @ rows.reshape(len(vertical), width, channels)
+        target[:] = np.round(means)
+    return shrunk
+
+
+def _fields(pixels: int, side: int, longest: int) -> np.ndarray:
+    """Returns the share of each pixel in each field of longest / side pixels, float32 [F, pixels].
+
+    The last field may end beyond the edge, and is of what is within.
+    """
+    edges = np.arange(-(-pixels * side // longest) + 1) * longest  # in parts of pixels, `side` each
+    starts = np.arange(pixels) * side
+    overlap = np.minimum(edges[1:, None], starts + side) - np.maximum(edges[:-1, None], starts)
+    overlap = np.maximum(overlap, 0)
+    return (overlap / overlap.sum(1, keepdims=True)).astype(np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from mnms_jax.children.mlp import RecordPreprocessing
-from mnms_jax.tasks.splits import split_rows
+from mnms_jax.tasks.splits import split_rows, take
 from mnms_jax.types import Split, Task, UserError
 
 # By name, N values each: float64, NaN where there is none, or texts, "" where there is none.
@@ -100,7 +100,7 @@ def make_record_task(name: str, splits: Mapping[str, Split], class_names: tuple[
             if len(rows) < len(keys):
                 dropped = len(keys) - len(rows)
                 logging.warning("%s: %d rows of %s are held out too", name, dropped, part)
-                found[part] = _take(found[part], rows)
+                found[part] = take(found[part], rows)
             held_out |= set(keys)
     given, keys = found["train"], [keys[row] for row in rows]  # of train, the last one
     label_of: dict[str, int] = {}  # of rows that are equal, the first class
@@ -112,7 +112,7 @@ def make_record_task(name: str, splits: Mapping[str, Split], class_names: tuple[
     unique = list(label_of)
     part_of = {unique[number]: part for part, numbers in parts.items() for number in numbers}
     for part in shares:
-        found[part] = _take(given, [row for row, key in enumerate(keys) if part_of[key] == part])
+        found[part] = take(given, [row for row, key in enumerate(keys) if part_of[key] == part])
     for part in ("train", "validation", "test"):
         if not len(found[part].labels):
             raise UserError(
@@ -137,12 +137,6 @@ def _row_keys(records: Records) -> list[str]:
     columns = (x if x.dtype == object else x + 0.0 for x in records.values())
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return [hashlib.sha256(repr(row).encode()).hexdigest() for row in rows]
-
-
-def _take(split: Split, rows: Sequence[int]) -> Split:
-    index = np.array(rows, int)
-    columns = {name: column[index] for name, column in split.inputs.items()}
-    return Split(columns, split.labels[index])
 
 
 class RecordEncoder(NamedTuple):

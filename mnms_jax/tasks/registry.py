@@ -8,7 +8,8 @@ from mnms_jax.tasks.files import load_file_task, parse_file_task
 from mnms_jax.tasks.images import load_digits_task, load_idx_task
 from mnms_jax.tasks.packaged import PACKAGED_TASKS, load_packaged_task
 from mnms_jax.tasks.records import BUNDLED_TASKS, load_bundled_task
-from mnms_jax.tasks.tfds import TFDS_TASKS, is_tfds_task, load_tfds_task, parse_tfds_task
+from mnms_jax.tasks.tfds import load_tfds_task
+from mnms_jax.tasks.tfds_specs import TFDS_TASKS, is_tfds_task, parse_tfds_task
 from mnms_jax.types import Task, UserError
 
 _DIGITS = "digits"

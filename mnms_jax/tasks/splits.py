@@ -1,9 +1,41 @@
 """Which rows of a data set are kept, and which part each is in."""
 
 import hashlib
-from collections.abc import Collection, Hashable, Mapping, Sequence
+import random
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
+
+from mnms_jax.types import Split
+
+_T = TypeVar("_T")
+
+
+def sample(items: Iterable[_T], most: int | None) -> tuple[list[_T], int]:
+    """Returns at most so many items, in their order, and how many there were.
+
+    Each set of them is as likely as any other, and the same on every call, on every machine: the
+    seed is constant. No more than these are held at any time (Vitter 1985, "Random Sampling with a
+    Reservoir", algorithm R).
+
+    Args:
+      items: of any number.
+      most: at least 1; None: all.
+    """
+    if most is None:
+        kept = list(items)
+        return kept, len(kept)
+    rng = random.Random(0)
+    reservoir: list[tuple[int, _T]] = []
+    total = 0
+    for total, item in enumerate(items, 1):
+        if total <= most:
+            reservoir.append((total, item))
+        elif (place := int(rng.random() * total)) < most:
+            reservoir[place] = (total, item)
+    reservoir.sort(key=lambda pair: pair[0])
+    return [item for _, item in reservoir], total
 
 
 def unique_rows(
@@ -55,3 +87,15 @@ def split_rows(
         for name, piece in zip(fractions, pieces, strict=True):
             parts[name] += piece.tolist()
     return {name: [order[place] for place in sorted(part)] for name, part in parts.items()}
+
+
+def take(split: Split, rows: Sequence[int]) -> Split:
+    """Returns some rows of a split, of whatever kind."""
+    inputs, index = split.inputs, np.array(rows, int)
+    if isinstance(inputs, Mapping):
+        taken: Any = {name: column[index] for name, column in inputs.items()}
+    elif isinstance(inputs, tuple):
+        taken = tuple(inputs[row] for row in rows)
+    else:
+        taken = inputs[index]
+    return Split(taken, split.labels[index])

@@ -13,7 +13,7 @@ import numpy as np
 
 from mnms_jax.children.ragged import Ragged
 from mnms_jax.children.text import TextArchitecture, TextBatch, TextPreprocessing, TextSizes
-from mnms_jax.tasks.splits import split_rows, unique_rows
+from mnms_jax.tasks.splits import split_rows, take, unique_rows
 from mnms_jax.types import AnyArray, Split
 
 _WORD = re.compile(r"\w+")
@@ -64,6 +64,14 @@ def deduplicate(
     excluded = {"", *(normalize(text) for split in held_out for text in split.inputs)}
     rows = unique_rows([normalize(text) for text in texts], labels, excluded)
     return [texts[row] for row in rows], [labels[row] for row in rows]
+
+
+def exclude(split: Split, held_out: Split) -> Split:
+    """Returns a split without the texts that another one has too."""
+    known = {normalize(text) for text in held_out.inputs}
+    return take(
+        split, [row for row, text in enumerate(split.inputs) if normalize(text) not in known]
+    )
 
 
 def split_texts(

@@ -1,122 +1,54 @@
-"""Text classification from TensorFlow Datasets (TFDS), read without TensorFlow.
+"""Classification of texts and images from TensorFlow Datasets (TFDS), read without TensorFlow."""
 
-Only the array_record format is read. Whether a data set is there is decided from its folder, before
-the import of TFDS, whose own answers are slow without a network and misleading for a broken folder.
-"""
-
-import contextlib
-import http.client
-import importlib.util
-import json
+import io
 import os
 import pathlib
-import queue
-import re
-import shlex
-import threading
-import types
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
+from mnms_jax.children import image
 from mnms_jax.space import nearest
-from mnms_jax.tasks.columns import parse_options
-from mnms_jax.tasks.text import deduplicate, split_texts
+from mnms_jax.tasks.images import make_image_task, resize, shrink
+from mnms_jax.tasks.splits import sample
+from mnms_jax.tasks.text import deduplicate, exclude, split_texts
+from mnms_jax.tasks.tfds_folders import broken, download, find_prepared
+from mnms_jax.tasks.tfds_specs import TfdsSpec, parse_tfds_task
 from mnms_jax.types import Split, Task, UserError
 
-_VALIDATION_SHARE = 0.1
-_PROBE_SECONDS = 2.0
-_VERSION = re.compile(r"\d+\.\d+\.\d+")
-_DATASET = re.compile(r"[\w-]+(/[\w.-]+)?")
+_SHARE = 0.1  # of train, for what is to be a part of it
+_MOST_PIXELS = max(image.PRESETS.values())  # of a side, that any space makes use of
+_CHUNK = 1024  # examples that are held as they are on disk
 
 
-class TfdsSpec(NamedTuple):
-    """A data set's names in TFDS."""
+class _Rows(NamedTuple):
+    """Examples of a split."""
 
-    dataset: str  # "<name>" or "<name>/<config>"
-    text: str = "text"  # the feature with the text
-    label: str = "label"  # the feature with the class
-    train: str = "train"  # the split to learn from; a part of it is held out for validation
-    test: str = "test"  # the labelled split that becomes the test split
-    url: str | None = None  # what TFDS downloads first; None: unknown, so nothing is downloaded
+    inputs: list[Any]  # texts, or images uint8 [H, W, C]
+    labels: list[Any]  # as Python's own
 
 
-TFDS_TASKS: dict[str, TfdsSpec] = {
-    # Wang et al. (2018), GLUE; Socher et al. (2013), SST. The official test labels are secret.
-    "sst2": TfdsSpec(
-        dataset="glue/sst2",
-        text="sentence",
-        test="validation",
-        url="https://dl.fbaipublicfiles.com/glue/data/SST-2.zip",
-    ),
-    # Warstadt et al. (2018), Neural Network Acceptability Judgments; likewise in GLUE.
-    "cola": TfdsSpec(
-        dataset="glue/cola",
-        text="sentence",
-        test="validation",
-        url="https://dl.fbaipublicfiles.com/glue/data/CoLA.zip",
-    ),
-    # Maas et al. (2011), Learning Word Vectors for Sentiment Analysis.
-    "imdb": TfdsSpec(
-        dataset="imdb_reviews/plain_text",
-        url="http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
-    ),
-    # Zhang et al. (2015), Character-level Convolutional Networks for Text Classification.
-    "ag_news": TfdsSpec(
-        dataset="ag_news_subset",
-        text="description",
-        url="https://drive.google.com/uc?export=download&id=0Bz8a_Dbh9QhbUDNpeUdjb0wxRms",
-    ),
-    "yelp_polarity": TfdsSpec(
-        dataset="yelp_polarity_reviews/plain_text",
-        url="https://s3.amazonaws.com/fast-ai-nlp/yelp_review_polarity_csv.tgz",
-    ),
-}
-_PREFIX = "tfds:"
-
-
-def is_tfds_task(entry: str) -> bool:
-    """Returns whether a task is of TFDS: a key of TFDS_TASKS, or tfds:NAME."""
-    return entry in TFDS_TASKS or entry.startswith(_PREFIX)
-
-
-def parse_tfds_task(entry: str) -> tuple[str, TfdsSpec]:
-    """Returns a task's name, and its names in TFDS.
-
-    Args:
-      entry: a key of TFDS_TASKS, or tfds:NAME or tfds:NAME/CONFIG for any data set, with
-        ?KEY=VALUE&KEY=VALUE behind it or not. Keys are the features text and label, and the splits
-        train and test, which are called so by default.
-
-    Raises:
-      UserError: it says something else.
-    """
-    if entry in TFDS_TASKS:
-        return entry, TFDS_TASKS[entry]
-    dataset, _, query = entry.removeprefix(_PREFIX).partition("?")
-    if not (entry.startswith(_PREFIX) and _DATASET.fullmatch(dataset)):
-        known = ", ".join(sorted(TFDS_TASKS))
-        raise UserError(f"unknown TFDS task {entry!r}: choose from {known}, or tfds:NAME/CONFIG")
-    options = parse_options(entry, query, ("text", "label", "train", "test"))
-    return dataset.replace("/", "-"), TfdsSpec(dataset, **options)
-
-
-def load_tfds_task(entry: str, data_dir: str | None, packaged: Sequence[str]) -> Task:
+def load_tfds_task(
+    entry: str, data_dir: str | None, packaged: Sequence[str], most: int | None = None
+) -> Task:
     """Loads a data set, downloading it first where it is missing and there is a network.
 
-    Repeats are removed from train, and so are its texts that are in test too; then a tenth of
-    train is held out as validation. The test split is left as published.
+    Repeats are removed from train, and so is what is in validation or test too. What is to be a
+    part of train is then a tenth of it. A test split is left as published, but for rows without a
+    single class.
 
     Args:
-      entry: see `parse_tfds_task`.
+      entry: see `parse_tfds_task`. The features decide of which kind the task is.
       data_dir: where TFDS keeps its data; None means $TFDS_DATA_DIR or ~/tensorflow_datasets.
       packaged: names of tasks that need no network, to be offered where this one is not to be had.
+      most: of train, a sample of so many rows is read, see `sample`; None: all.
 
     Returns:
-      The task, with the splits train, validation and test, of texts [N] and labels int32 [N].
+      The task, with the splits train, validation and test, and labels int32 [N]. Images of
+      different sizes are brought to one, see `resize`, and larger ones than any search space takes
+      made smaller.
 
     Raises:
       UserError: the name is unknown, or the data are missing and cannot be downloaded, or lack a
@@ -125,188 +57,164 @@ def load_tfds_task(entry: str, data_dir: str | None, packaged: Sequence[str]) ->
     name, spec = parse_tfds_task(entry)
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = pathlib.Path(data_dir or default).expanduser().absolute()
-    folder = _find_prepared(spec, root) or _download(spec, root, packaged)
-    train, test, class_names = _read(spec, folder)
-    task = _to_task(name, train, test, class_names)
-    kept, held = (len(task.splits[part].inputs) for part in ("train", "validation"))
+    folder = find_prepared(spec, root) or download(spec, root, packaged)
+    splits, class_names = _read(spec, folder, most)
+    is_text = isinstance(splits["train"].inputs, tuple)
+    task = (_make_text_task if is_text else make_image_task)(name, splits, class_names)
+    sizes = {part: len(split.labels) for part, split in task.splits.items()}
     logging.info(
         "%s: %d of %d %s rows of %s are train, %d are validation; test is its split %s (%d rows)",
-        *(name, kept, len(train.inputs), spec.train, folder, held, spec.test, len(test.inputs)),
+        *(name, sizes["train"], len(splits["train"].labels), spec.train, folder),
+        *(sizes["validation"], spec.test, sizes["test"]),
     )
     return task
 
 
-def _find_prepared(spec: TfdsSpec, root: pathlib.Path) -> pathlib.Path | None:
-    """Returns the newest complete version's folder, or None if no version is there at all."""
-    versions = [path for path in (root / spec.dataset).glob("*") if _VERSION.fullmatch(path.name)]
-    versions.sort(key=lambda path: [int(part) for part in path.name.split(".")], reverse=True)
-    faults = {path: _fault(spec, path) for path in versions}
-    complete = [path for path, fault in faults.items() if fault is None]
-    if versions and not complete:
-        raise _broken(versions[0], str(faults[versions[0]]))
-    return complete[0] if complete else None
-
-
-def _fault(spec: TfdsSpec, folder: pathlib.Path) -> str | None:
-    """Says what keeps a version's folder from being read, or None if its files are all there."""
-    needed = ["dataset_info.json", "features.json"]
-    if spec in TFDS_TASKS.values():  # whose classes have names
-        needed.append(f"{spec.label}.labels.txt")
-    missing = [name for name in needed if not (folder / name).exists()]
-    if missing:
-        return f"{', '.join(missing)} missing"
-    try:
-        info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
-        shards = {split["name"]: len(split.get("shardLengths", [])) for split in info["splits"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"dataset_info.json cannot be read ({type(error).__name__}: {error})"
-    if not any(folder.glob("*.array_record*")):
-        others = sorted({path.suffix[1:].split("-")[0] for path in folder.glob("*-?????-of-?????")})
-        held = f"only {', '.join(others)}" if others else "no records"
-        return f"it holds {held}, and array_record is needed"
-    for split in (spec.train, spec.test):
-        if not shards.get(split):
-            return f"it has no rows in the split {split!r}"
-        found = len(list(folder.glob(f"*-{split}.array_record*")))
-        if found < shards[split]:
-            return f"it has {found} of the {shards[split]} record files of the split {split!r}"
-    return None
-
-
-def _broken(folder: pathlib.Path, fault: str) -> UserError:
-    return UserError(
-        f"the data set in {folder} is not usable: {fault}.\n"
-        "Delete that folder and prepare it again, or pass another --data_dir."
-    )
-
-
-def _why_unreachable(url: str, timeout: float = _PROBE_SECONDS) -> str | None:
-    """Returns why a file is out of reach, or None if its server has it; takes timeout seconds."""
-    outcome: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            request = urllib.request.Request(url, method="HEAD")
-            with urllib.request.urlopen(request, timeout=timeout):
-                outcome.put(None)
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            outcome.put(f"{url} is out of reach: {error}")
-
-    # A name server that does not answer ignores the timeout, so the asking is left behind.
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        return outcome.get(timeout=timeout)
-    except queue.Empty:
-        return f"{url} is out of reach: no answer within {timeout:g} seconds"
-
-
-def _how_to_prepare(
-    spec: TfdsSpec, root: pathlib.Path, reason: str, packaged: Sequence[str]
-) -> str:
-    unfinished = sorted(path.name for path in (root / spec.dataset).glob("*incomplete*"))
-    left = f" (only what was left by an interrupted try: {unfinished[0]})" if unfinished else ""
-    code = (
-        "import tensorflow_datasets as tfds, tensorflow_datasets.text.glue; "
-        f'tfds.builder("{spec.dataset}", data_dir="tfds_data", file_format="array_record")'
-        ".download_and_prepare("
-        "download_config=tfds.download.DownloadConfig(try_download_gcs=False))"
-    )
-    return (
-        f"the data set {spec.dataset} is not prepared in {root / spec.dataset}{left}, "
-        f"and it could not be downloaded: {reason}.\n"
-        "Prepare it on a machine with a network, in any folder:\n"
-        "  pip install tensorflow tensorflow-datasets array_record importlib_resources\n"
-        f"  python -c {shlex.quote(code)}\n"
-        "Then copy the folder tfds_data over and pass --data_dir=<its path here>.\n"
-        f"Tasks that work right now, without a network: {', '.join(packaged)}."
-    )
-
-
-def _download(spec: TfdsSpec, root: pathlib.Path, packaged: Sequence[str]) -> pathlib.Path:
-    """Downloads and prepares a data set, and returns its folder."""
-    reason = _why_unreachable(spec.url) if spec.url is not None else "it isn't known where from"
-    cause: Exception | None = None
-    if reason is None:
-        logging.info("downloading %s into %s", spec.dataset, root)
-        try:
-            return _prepare(spec, root)
-        except Exception as error:  # of the network, the disk, the checksums, the archive, ...
-            reason, cause = f"{type(error).__name__}: {error}", error
-    raise UserError(_how_to_prepare(spec, root, reason, packaged)) from cause
-
-
-def _prepare(spec: TfdsSpec, root: pathlib.Path) -> pathlib.Path:
-    import tensorflow_datasets as tfds
-    import tensorflow_datasets.text.glue  # TFDS knows no GLUE before this
-
-    builder = tfds.builder(spec.dataset, data_dir=root, file_format="array_record")
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
-    with _archives_without_tensorflow():
-        builder.download_and_prepare(download_config=config)
-    return pathlib.Path(builder.data_dir)
-
-
-@contextlib.contextmanager
-def _archives_without_tensorflow() -> Iterator[None]:
-    """Lets TFDS unpack archives by Python's own `open`, where there is no TensorFlow.
-
-    Its extractor takes nothing from TensorFlow but these two functions.
-    """
-    if importlib.util.find_spec("tensorflow") is not None:
-        yield
-        return
-    from tensorflow_datasets.core.download import extractor
-
-    original = extractor.tf
-    extractor.tf = types.SimpleNamespace(
-        compat=types.SimpleNamespace(as_text=str),
-        io=types.SimpleNamespace(gfile=types.SimpleNamespace(GFile=open)),
-    )
-    try:
-        yield
-    finally:
-        extractor.tf = original
-
-
-def _read(spec: TfdsSpec, folder: pathlib.Path) -> tuple[Split, Split, tuple[str, ...]]:
-    """Returns train and test as they are on disk, and the class names."""
+def _read(
+    spec: TfdsSpec, folder: pathlib.Path, most: int | None
+) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """Returns the splits as they are on disk, and the class names."""
     # The folder is opened as such: tfds.data_source would insist on one version of the data set.
     try:
         import tensorflow_datasets as tfds
 
         builder = tfds.builder_from_directory(folder, file_format="array_record")
         features = builder.info.features
-        sources = builder.as_data_source(split=[spec.train, spec.test])
-        train, test = (source.__getitems__(list(range(len(source)))) for source in sources)
-    except Exception as error:  # TFDS and array_record raise many kinds for damaged files
-        raise _broken(folder, f"{type(error).__name__}: {error}") from error
-    for name in (spec.text, spec.label):
-        if name not in features:
-            raise UserError(
-                f"the data set in {folder} has no feature {name!r}{nearest(name, features)}"
-            )
-    if not isinstance(features[spec.text], tfds.features.Text):
-        raise UserError(
-            f"{spec.text!r} of the data set in {folder} is {features[spec.text]}, no text"
-        )
-    labels = [[_plain(row[spec.label]) for row in rows] for rows in (train, test)]
-    found = {*labels[0], *labels[1]}
-    names = getattr(features[spec.label], "names", None)
-    # A record file that was cut short gives None for all features.
-    if None in found or (names and not found <= set(range(len(names)))):
-        raise _broken(folder, "some rows have no label; are its record files complete?")
-    if names is None:
-        index = {value: number for number, value in enumerate(sorted(found))}
-        names = [str(value) for value in index]
-        labels = [[index[label] for label in own] for own in labels]
-    texts = [
-        tuple(row[spec.text].decode("utf-8", errors="replace") for row in rows)
-        for rows in (train, test)
-    ]
-    train, test = (
-        Split(own, np.array(ids, np.int32)) for own, ids in zip(texts, labels, strict=True)
-    )
-    return train, test, tuple(names)
+    except Exception as error:  # TFDS raises many kinds for damaged files
+        raise broken(folder, f"{type(error).__name__}: {error}") from error
+    name = _find_input(spec, folder, features)
+    # TFDS keeps features in no order.
+    flags = sorted(key for key, feature in features.items() if feature.np_dtype == np.bool_)
+    label_names = flags if spec.label == "*" else [_find(folder, spec.label, features)]
+    names = {"train": spec.train, "validation": spec.validation, "test": spec.test}
+    rows = {
+        part: _read_split(builder, split, name, label_names, most if part == "train" else None)
+        for part, split in names.items()
+        if part == "train" or split != spec.train
+    }
+    if spec.label == "*":
+        rows = {part: _with_one_flag(own, f"{folder}, {part}") for part, own in rows.items()}
+        class_names: tuple[str, ...] = tuple(flags)
+    else:
+        labels, class_names = _number(spec, folder, features[spec.label], rows)
+        rows = {part: own._replace(labels=labels[part]) for part, own in rows.items()}
+    if isinstance(features[name], tfds.features.Image):
+        inputs: Mapping[str, Any] = _stack({part: own.inputs for part, own in rows.items()})
+    else:
+        inputs = {part: tuple(own.inputs) for part, own in rows.items()}
+    splits = {
+        part: Split(inputs[part], np.array(own.labels, np.int32)) for part, own in rows.items()
+    }
+    return splits, class_names
+
+
+def _find_input(spec: TfdsSpec, folder: pathlib.Path, features: Mapping[str, Any]) -> str:
+    """Returns the feature with the text or the image."""
+    import tensorflow_datasets as tfds
+
+    guess = "image" if "image" in features and "text" not in features else "text"
+    name = _find(folder, spec.image or spec.text or guess, features)
+    feature = features[name]
+    is_image = isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8
+    if not (is_image or isinstance(feature, tfds.features.Text)):
+        rule = "neither a text nor an image of bytes"
+        raise UserError(f"{name!r} of the data set in {folder} is {feature}, {rule}")
+    return name
+
+
+def _find(folder: pathlib.Path, name: str, features: Mapping[str, Any]) -> str:
+    if name not in features:
+        hint = nearest(name, features)
+        raise UserError(f"the data set in {folder} has no feature {name!r}{hint}")
+    return name
+
+
+def _read_split(
+    builder: Any, split: str, name: str, label_names: Sequence[str], most: int | None
+) -> _Rows:
+    """Reads a split, or a sample of it."""
+    folder, feature = pathlib.Path(builder.data_dir), builder.info.features[name]
+    inputs, labels = [], []
+    try:
+        for row in _records(builder, split, most):
+            found = [_plain(row[label_name]) for label_name in label_names]
+            if None in found:  # of all features, in a record file that was cut short
+                raise broken(folder, "some rows have no label; are its record files complete?")
+            labels.append(found if len(found) > 1 else found[0])
+            inputs.append(_decode(row[name], feature))
+    except UserError:
+        raise
+    except Exception as error:  # TFDS, array_record and Pillow raise many kinds for damaged files
+        raise broken(folder, f"{type(error).__name__}: {error}") from error
+    return _Rows(inputs, labels)
+
+
+def _records(builder: Any, split: str, most: int | None) -> Iterator[Mapping[str, Any]]:
+    """Yields examples, whose images are as they are on disk."""
+    import tensorflow_datasets as tfds
+
+    decoders = {
+        name: tfds.decode.SkipDecoding()
+        for name, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Image)
+    }
+    source = builder.as_data_source(split=split, decoders=decoders)
+    rows, total = sample(range(len(source)), most)
+    if len(rows) < total:
+        logging.info("%s: a sample of %d of its %d rows is read", split, len(rows), total)
+    for start in range(0, len(rows), _CHUNK):
+        yield from source.__getitems__(rows[start : start + _CHUNK])
+
+
+def _decode(content: bytes, feature: Any) -> str | np.ndarray:
+    """Returns a text, or an image, uint8 [H, W, C], of at most _MOST_PIXELS a side; C is 1 or 3."""
+    if not feature.shape:
+        return content.decode("utf-8", errors="replace")
+    import PIL.Image
+
+    channels = 1 if feature.shape[-1] == 1 else 3
+    with PIL.Image.open(io.BytesIO(content)) as picture:
+        pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+    return shrink(pixels.reshape(1, *pixels.shape[:2], channels), _MOST_PIXELS)[0]
+
+
+def _stack(parts: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
+    """Returns images as one array for each part, uint8 [N, H, W, C]; all are of one size then."""
+    shapes = {picture.shape for own in parts.values() for picture in own}
+    if len(shapes) == 1:
+        return {part: np.stack(own) for part, own in parts.items()}
+    side = max(max(height, width) for height, width, _ in shapes)
+    return {
+        part: np.concatenate([resize(x[None], side, x.shape[-1]) for x in own])
+        for part, own in parts.items()
+    }
+
+
+def _with_one_flag(rows: _Rows, where: str) -> _Rows:
+    """Returns the rows of which one flag is true, labelled with its number."""
+    kept = [row for row, flags in enumerate(rows.labels) if sum(flags) == 1]
+    logging.info("%s: %d of %d rows have a single class", where, len(kept), len(rows.labels))
+    return _Rows([rows.inputs[row] for row in kept], [rows.labels[row].index(1) for row in kept])
+
+
+def _number(
+    spec: TfdsSpec, folder: pathlib.Path, feature: Any, rows: Mapping[str, _Rows]
+) -> tuple[dict[str, list[int]], tuple[str, ...]]:
+    """Returns the number of each row's class by part, and the class names."""
+    found = {label for own in rows.values() for label in own.labels}
+    names = getattr(feature, "names", None)
+    if names is not None:
+        for part, own in rows.items():
+            if not {*own.labels} <= set(range(len(names))):
+                fault = f"some rows have no label in its split {getattr(spec, part)!r}"
+                raise UserError(f"cannot use the data set in {folder}: {fault}; name another one")
+        return {part: own.labels for part, own in rows.items()}, tuple(names)
+    if np.issubdtype(feature.np_dtype, np.floating) and 0 <= min(found) <= max(found) <= 1:
+        labels = {part: [int(label >= 0.5) for label in own.labels] for part, own in rows.items()}
+        return labels, ("other", spec.label)
+    index = {value: number for number, value in enumerate(sorted(found))}
+    labels = {part: [index[label] for label in own.labels] for part, own in rows.items()}
+    return labels, tuple(map(str, index))
 
 
 def _plain(label: Any) -> Any:
@@ -315,13 +223,18 @@ def _plain(label: Any) -> Any:
     return label.decode("utf-8", errors="replace") if isinstance(label, bytes) else label
 
 
-def _to_task(name: str, train: Split, test: Split, class_names: tuple[str, ...]) -> Task:
-    """Cleans train and holds validation out."""
-    texts, labels = deduplicate(train.inputs, train.labels.tolist(), [test])
-    shares = {"validation": _VALIDATION_SHARE, "train": 1.0 - _VALIDATION_SHARE}
-    parts = split_texts(texts, labels, shares)
-    return Task(
-        name,
-        {"train": parts["train"], "validation": parts["validation"], "test": test},
-        class_names,
-    )
+def _make_text_task(name: str, splits: Mapping[str, Split], class_names: tuple[str, ...]) -> Task:
+    """Cleans train, and holds out what isn't there."""
+    found = dict(splits)
+    train = found.pop("train")
+    if {*found} == {"validation", "test"}:
+        found["validation"] = exclude(found["validation"], found["test"])
+    texts, labels = deduplicate(train.inputs, train.labels.tolist(), list(found.values()))
+    shares = {part: _SHARE for part in ("validation", "test") if part not in found}
+    found |= split_texts(texts, labels, {**shares, "train": 1.0 - sum(shares.values())})
+    for part, split in found.items():
+        if not split.inputs:
+            raise UserError(
+                f"task {name!r}: its {len(texts)} different texts leave nothing for {part}"
+            )
+    return Task(name, {part: found[part] for part in ("train", "validation", "test")}, class_names)

@@ -8,7 +8,7 @@ from idx import idx_bytes, write_idx
 from mnms_jax.bench import make_bench
 from mnms_jax.config import Config
 from mnms_jax.tasks.image_inputs import ImageInputs
-from mnms_jax.tasks.images import common_size, load_idx_task, read_idx, resize
+from mnms_jax.tasks.images import common_size, load_idx_task, read_idx, resize, shrink
 from mnms_jax.tasks.registry import load_tasks
 from mnms_jax.tasks.traits import task_traits
 from mnms_jax.types import Split, Task, UserError
@@ -147,6 +147,28 @@ def test_resize_takes_the_mean_of_fields_of_larger_images():
     means = rows.reshape(3, 2, 3, 2).mean((1, 3))
     for channel in range(3):
         np.testing.assert_array_equal(found[0, ..., channel], np.round(means))
+
+
+def test_images_a_little_too_large_lose_little():
+    # Of 40 pixels, 32: a whole factor would leave 20 of them.
+    image = np.zeros((1, 40, 30, 1), np.uint8)
+    image[:, ::5], image[:, :, 29] = 200, 100
+    found = shrink(image, 32)[0, ..., 0]
+    assert found.shape == (32, 24)
+    # Each pixel is of 1.25 old ones: of every four rows one has all of a bright one.
+    np.testing.assert_array_equal(found[:4, 0], [160, 0, 0, 0])
+    assert found[1, 23] == 80 and abs(found.mean() - image.mean()) < 0.5
+    np.testing.assert_array_equal(resize(image, 32, 1)[0, :, 4:28, 0], found)
+    np.testing.assert_array_equal(shrink(image, 40), image)
+
+
+def test_a_field_at_the_edge_is_the_mean_of_what_is_there():
+    image = np.arange(7, dtype=np.uint8).reshape(1, 7, 1, 1) * 10
+    np.testing.assert_array_equal(shrink(image, 3).ravel(), [7, 30, 53])  # 50 / 7, 30, 370 / 7
+    # Fields of 1.25 x 1.25 pixels: the second row of them has what is left of the second row.
+    wide = np.arange(10, dtype=np.uint8).reshape(1, 2, 5, 1) * 10
+    expected = [[12, 24, 36, 48], [52, 64, 76, 88]]
+    np.testing.assert_array_equal(shrink(wide, 4)[0, ..., 0], expected)
 
 
 def make_task(name, shape, number=40, num_classes=3):

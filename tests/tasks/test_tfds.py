@@ -12,6 +12,7 @@ from tfds_data import NUM_ROWS, PACKAGED, failure, load, pairs, refused_url
 
 from mnms_jax.tasks import tfds
 from mnms_jax.tasks.text import normalize
+from mnms_jax.tasks.tfds_specs import TFDS_TASKS
 from mnms_jax.types import UserError
 
 ROWS = {
@@ -30,8 +31,8 @@ def sst2_copy(tfds_dir, tmp_path):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    for name, spec in list(tfds.TFDS_TASKS.items()):
-        monkeypatch.setitem(tfds.TFDS_TASKS, name, spec._replace(url=refused_url()))
+    for name, spec in list(TFDS_TASKS.items()):
+        monkeypatch.setitem(TFDS_TASKS, name, spec._replace(url=refused_url()))
 
 
 def decoded(text):
@@ -127,7 +128,7 @@ def test_sentiment_words_can_be_learnt(tfds_dir):
 
 def test_unknown_name_is_answered_with_the_known_ones(tmp_path):
     assert "'sst3'" in failure("sst3", tmp_path)
-    known = "ag_news, cola, imdb, sst2, yelp_polarity, or tfds:NAME/CONFIG"
+    known = f"{', '.join(sorted(TFDS_TASKS))}, or tfds:NAME/CONFIG"
     assert known in failure("sst3", tmp_path)
 
 
@@ -159,6 +160,9 @@ def test_labels_without_names_are_named_by_their_values(tfds_dir):
         ("tfds:glue/sst2?text=sentence&test=tst", "it has no rows in the split 'tst'"),
         ("tfds:glue/sst2?txt=sentence", "'txt' is unknown; did you mean 'text'?"),
         ("tfds:../secret", "unknown TFDS task 'tfds:../secret'"),
+        ("tfds:glue/sst2?text=sentence&test=test", "its split 'test'; name another one"),
+        ("tfds:glue/sst2?text=sentence&image=idx", "name a text or an image, not both"),
+        ("tfds:glue/sst2?image=idx", "'idx' of the data set in "),
         ("tfds:mnist", "it could not be downloaded: it isn't known where from."),
     ],
 )
@@ -245,8 +249,8 @@ def test_tfrecord_only(sst2_copy, tmp_path, no_network):
 
 
 def test_unlabelled_test_split_is_refused(tfds_dir, monkeypatch):
-    spec = tfds.TFDS_TASKS["sst2"]._replace(test="test")
-    monkeypatch.setitem(tfds.TFDS_TASKS, "sst2", spec)
+    spec = TFDS_TASKS["sst2"]._replace(test="test")
+    monkeypatch.setitem(TFDS_TASKS, "sst2", spec)
     assert "some rows have no label" in failure("sst2", tfds_dir)
 
 

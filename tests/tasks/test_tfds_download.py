@@ -18,10 +18,11 @@ import pytest
 import tfds_data
 from tfds_data import NUM_ROWS, failure, load, pairs, refused_url
 
-from mnms_jax.tasks import tfds
+from mnms_jax.tasks import tfds_folders
+from mnms_jax.tasks.tfds_specs import TFDS_TASKS
 from mnms_jax.types import UserError
 
-REPO = pathlib.Path(tfds.__file__).parents[2]
+REPO = pathlib.Path(tfds_folders.__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -51,12 +52,13 @@ def serve(folder):
 @pytest.mark.parametrize("url", [None, "https://nowhere.invalid/file.zip"])
 @pytest.mark.parametrize("name", ["sst2", "imdb"])
 def test_missing_data_without_network_fails_soon(tmp_path, name, url):
-    dataset = tfds.TFDS_TASKS[name].dataset
+    dataset = TFDS_TASKS[name].dataset
     code = (
         "import sys, time; from mnms_jax.tasks import tfds; from mnms_jax.types import UserError\n"
+        "from mnms_jax.tasks.tfds_specs import TFDS_TASKS\n"
         "name, url, path = sys.argv[1:]\n"
         "started = time.monotonic()\n"
-        "tfds.TFDS_TASKS[name] = tfds.TFDS_TASKS[name]._replace(url=url)\n"
+        "TFDS_TASKS[name] = TFDS_TASKS[name]._replace(url=url)\n"
         "try:\n  tfds.load_tfds_task(name, path, ['newsgroups', 'reviews'])\n"
         "except UserError as error:\n  print(error); print('tensorflow_datasets' in sys.modules)\n"
         "print(time.monotonic() - started)\n"
@@ -86,15 +88,15 @@ def test_missing_data_without_network_fails_soon(tmp_path, name, url):
 def test_probe_of_a_server_that_has_the_file(tmp_path):
     (tmp_path / "file.zip").write_bytes(b"data")
     with serve(tmp_path) as address:
-        assert tfds._why_unreachable(f"{address}/file.zip") is None
-        assert "404" in tfds._why_unreachable(f"{address}/other.zip")
+        assert tfds_folders._why_unreachable(f"{address}/file.zip") is None
+        assert "404" in tfds_folders._why_unreachable(f"{address}/other.zip")
 
 
 def test_probe_of_a_silent_server_ends():
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/file.zip"
         started = time.monotonic()
-        assert re.search("no answer|timed out", tfds._why_unreachable(url, timeout=0.2))
+        assert re.search("no answer|timed out", tfds_folders._why_unreachable(url, timeout=0.2))
         assert time.monotonic() - started < 2
 
 
@@ -107,7 +109,7 @@ def test_probe_ends_when_the_name_server_hangs(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     started = time.monotonic()
-    reason = tfds._why_unreachable("http://a.test/x", timeout=0.2)
+    reason = tfds_folders._why_unreachable("http://a.test/x", timeout=0.2)
     assert reason == "http://a.test/x is out of reach: no answer within 0.2 seconds"
     assert time.monotonic() - started < 2
     release.set()
@@ -124,8 +126,8 @@ def sst2_site(tmp_path, monkeypatch):
     with serve(site) as address:
         url = f"{address}/SST-2.zip"
         monkeypatch.setattr(config, "data_url", url)
-        spec = tfds.TFDS_TASKS["sst2"]._replace(url=url)
-        monkeypatch.setitem(tfds.TFDS_TASKS, "sst2", spec)
+        spec = TFDS_TASKS["sst2"]._replace(url=url)
+        monkeypatch.setitem(TFDS_TASKS, "sst2", spec)
         yield site
 
 
@@ -168,7 +170,7 @@ def test_missing_imdb_is_downloaded(tfds_dir, tmp_path, monkeypatch):
     with serve(site) as address:
         url = f"{address}/imdb.tar.gz"
         monkeypatch.setattr(module, "_DOWNLOAD_URL", url)
-        monkeypatch.setitem(tfds.TFDS_TASKS, "imdb", tfds.TFDS_TASKS["imdb"]._replace(url=url))
+        monkeypatch.setitem(TFDS_TASKS, "imdb", TFDS_TASKS["imdb"]._replace(url=url))
         task = load("imdb", tmp_path / "new")
     same = load("imdb", tfds_dir)
     assert task.class_names == same.class_names
@@ -184,7 +186,7 @@ def test_the_command_in_the_message_prepares_the_data(sst2_site, tmp_path, monke
     assert (program, flag) == ("python", "-c")
     write_sst2_zip(sst2_site)
     monkeypatch.chdir(tmp_path)
-    with tfds._archives_without_tensorflow():
+    with tfds_folders._archives_without_tensorflow():
         exec(code, {})
     assert len(load("sst2", tmp_path / "tfds_data").splits["train"].inputs) == 90
 
@@ -195,7 +197,7 @@ def test_failing_download(sst2_site, tmp_path, monkeypatch, content):
 
     monkeypatch.setattr(downloader, "MAX_RETRIES", 0)
     if content is None:  # found by the probe, then gone
-        monkeypatch.setattr(tfds, "_why_unreachable", lambda url: None)
+        monkeypatch.setattr(tfds_folders, "_why_unreachable", lambda url: None)
     else:
         (sst2_site / "SST-2.zip").write_bytes(content)
     path = tmp_path / "new"
@@ -207,4 +209,4 @@ def test_failing_download(sst2_site, tmp_path, monkeypatch, content):
     assert message.startswith(f"the data set glue/sst2 is not prepared in {path / 'glue/sst2'}")
     assert ".download_and_prepare(" in message
     assert "newsgroups, reviews" in message
-    assert tfds._find_prepared(tfds.TFDS_TASKS["sst2"], path) is None
+    assert tfds_folders.find_prepared(TFDS_TASKS["sst2"], path) is None
