@@ -51,7 +51,8 @@ def make_bench(config: Config) -> Bench:
       UserError: an unknown task, data that can't be had, an embedding file that can't be read, or
         tasks of several kinds, which have no search space in common.
     """
-    tasks = load_tasks(config.tasks, config.data_dir and os.path.expanduser(config.data_dir))
+    data_dir = config.data_dir and os.path.expanduser(config.data_dir)
+    tasks = load_tasks(config.tasks, data_dir, config.max_train_examples or None)
     first = tasks[0]
     for task in tasks:
         if task.kind != first.kind:

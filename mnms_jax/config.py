@@ -45,6 +45,11 @@ class Config:
     seed: int = _option(0, "Seed of everything random but the splits of the data.")
     workdir: str = _option("runs/multitask", "Folder of the results; the same one resumes.")
     data_dir: str = _option("", "Folder of prepared TFDS data; empty: TFDS's own default.")
+    max_train_examples: int = _option(
+        0,
+        "Most examples of a task to learn from, validation included where it is a part of them; of "
+        "more, a sample is read, the same for any --seed; 0: all.",
+    )
     time_limit: float = _option(
         0.0,
         "Seconds of searching after which no round is begun, shared with random search; 0: no "
@@ -88,6 +93,7 @@ class Config:
             ("round_size", self.round_size >= 1, "at least 1"),
             ("num_workers", self.num_workers >= 0, "at least 0"),
             ("lanes", self.lanes >= 0, "at least 0"),
+            ("max_train_examples", self.max_train_examples >= 0, "at least 0"),
             ("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295"),
             ("time_limit", self.time_limit >= 0, "at least 0"),
             ("early_stopping", 0 <= self.early_stopping < 1, "at least 0 and below 1"),

@@ -1,13 +1,17 @@
 """Columns of the user's own files: CSV, TSV, JSON lines and Parquet."""
 
+import bisect
+import contextlib
 import csv
-import io
 import json
 import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
+
+from absl import logging
 
 from mnms_jax.space import nearest
+from mnms_jax.tasks.splits import sample
 from mnms_jax.types import UserError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -24,11 +28,15 @@ class Columns(NamedTuple):
     typed: bool  # False: all values are texts
 
 
-def read_columns(path: pathlib.Path) -> Columns:
+def read_columns(path: pathlib.Path, most: int | None = None) -> Columns:
     """Reads a file by what its name ends in.
 
     CSV has quotation marks, TSV doesn't; in both the first line names the columns, and spaces
     around a value don't count. Each of the JSON lines is an object. All three are in UTF-8.
+
+    Args:
+      path: the file.
+      most: a sample of so many rows is kept, see `sample`; None: all.
 
     Raises:
       UserError: the file is missing, malformed or without any row; the message tells which row.
@@ -37,9 +45,11 @@ def read_columns(path: pathlib.Path) -> Columns:
     if path.suffix not in SUFFIXES:
         raise unusable(path, f"its name must end in {SUFFIXES_LISTED}")
     readers = {".parquet": _read_parquet, ".jsonl": _read_json_lines}
-    names, values, rows = readers.get(path.suffix, _read_lines)(path)
+    names, values, rows, total = readers.get(path.suffix, _read_lines)(path, most)
     if not rows:
         raise unusable(path, "it has no rows")
+    if len(rows) < total:
+        logging.info("%s: a sample of %d of its %d rows is read", path, len(rows), total)
     return Columns(path, names, values, rows, typed=path.suffix in readers)
 
 
@@ -68,40 +78,54 @@ def unusable(path: pathlib.Path, fault: str) -> UserError:
     return UserError(f"cannot use {path}: {fault}")
 
 
-_Read = tuple[list[str], Mapping[str, list[Any]], Sequence[int]]  # see Columns
+_Read = tuple[list[str], Mapping[str, list[Any]], Sequence[int], int]  # see Columns; all rows
 
 
-def _read_lines(path: pathlib.Path) -> _Read:
-    rows: list[int] = []
-    values: list[list[str]] = []
-    lines = io.StringIO(_content(path), newline="")
-    if path.suffix == ".tsv":
-        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-    else:
-        reader = csv.reader(lines, strict=True)
-    row = 1
-    try:
-        header = [name.strip() for name in next(reader, [])]
+def _read_lines(path: pathlib.Path, most: int | None) -> _Read:
+    with _open(path) as lines:
+        if path.suffix == ".tsv":
+            reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        else:
+            reader = csv.reader(lines, strict=True)
+        header = [name.strip() for name in _next_fields(path, reader) or []]
         if not header:
             raise unusable(path, "its first line must name the columns")
-        while (row := reader.line_num + 1) and (fields := next(reader, None)) is not None:
-            if not fields:
-                continue  # an empty line
-            if len(fields) != len(header):
-                fault = f"{len(fields)} fields where the header has {len(header)}"
-                raise unusable(path, f"row {row} has {fault}")
-            rows.append(row)
-            values.append([field.strip() for field in fields])
+        found, total = sample(_rows(path, reader, len(header)), most)
+    columns = zip(*(fields for _, fields in found), strict=True)
+    values = dict(zip(header, map(list, columns), strict=bool(found)))
+    return header, values, [row for row, _ in found], total
+
+
+def _next_fields(path: pathlib.Path, reader: Any) -> list[str] | None:
+    """Returns the fields of the next row, or None at the end."""
+    row = reader.line_num + 1
+    try:
+        return next(reader, None)
     except csv.Error as error:
         raise unusable(path, f"row {row} can't be read: {error}") from error
-    columns = zip(*values, strict=True)
-    return header, dict(zip(header, map(list, columns), strict=bool(rows))), rows
 
 
-def _read_json_lines(path: pathlib.Path) -> _Read:
-    rows: list[int] = []
-    objects: list[dict[str, Any]] = []
-    for number, line in enumerate(_content(path).split("\n"), 1):
+def _rows(path: pathlib.Path, reader: Any, width: int) -> Iterator[tuple[int, list[str]]]:
+    """Yields the first line and the fields of each row that is not empty."""
+    while (row := reader.line_num + 1) and (fields := _next_fields(path, reader)) is not None:
+        if fields and len(fields) != width:
+            fault = f"{len(fields)} fields where the header has {width}"
+            raise unusable(path, f"row {row} has {fault}")
+        if fields:
+            yield row, [field.strip() for field in fields]
+
+
+def _read_json_lines(path: pathlib.Path, most: int | None) -> _Read:
+    with _open(path, newline="\n") as lines:
+        found, total = sample(_objects(path, lines), most)
+    names = list(dict.fromkeys(name for _, own in found for name in own))
+    values = {name: [own.get(name) for _, own in found] for name in names}
+    return names, values, [row for row, _ in found], total
+
+
+def _objects(path: pathlib.Path, lines: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the number of each line that is not empty, and its object."""
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -110,23 +134,35 @@ def _read_json_lines(path: pathlib.Path) -> _Read:
             raise unusable(path, f"row {number} is no JSON: {error}") from error
         if not isinstance(found, dict):
             raise unusable(path, f"row {number} is no object in braces")
-        rows.append(number)
-        objects.append(found)
-    names = list(dict.fromkeys(name for found in objects for name in found))
-    return names, {name: [found.get(name) for found in objects] for name in names}, rows
+        yield number, found
 
 
-def _read_parquet(path: pathlib.Path) -> _Read:
+def _read_parquet(path: pathlib.Path, most: int | None) -> _Read:
     import pyarrow  # late, for few files need it
     import pyarrow.parquet
 
     try:
         # As one file: a folder of that name isn't searched for more.
         with path.open("rb") as content:
-            table = pyarrow.parquet.read_table(content)
+            file = pyarrow.parquet.ParquetFile(content)
+            rows, total = sample(range(file.metadata.num_rows), most)
+            table = file.read() if len(rows) == total else _take(file, rows)
     except (OSError, pyarrow.ArrowException) as error:
         raise unusable(path, f"it cannot be read: {' '.join(str(error).split())}") from error
-    return table.column_names, _ParquetColumns(path, table), range(1, table.num_rows + 1)
+    return table.column_names, _ParquetColumns(path, table), [row + 1 for row in rows], total
+
+
+def _take(file: Any, rows: list[int]) -> Any:
+    """Returns some rows of a Parquet file, in ascending order; few others are held meanwhile."""
+    import pyarrow
+
+    batches, start, place = [], 0, 0
+    for batch in file.iter_batches():
+        own = bisect.bisect_left(rows, start + len(batch), place)
+        places = pyarrow.array([row - start for row in rows[place:own]], pyarrow.int64())
+        batches.append(batch.take(places))
+        start, place = start + len(batch), own
+    return pyarrow.Table.from_batches(batches)
 
 
 class _ParquetColumns(Mapping):
@@ -150,14 +186,21 @@ class _ParquetColumns(Mapping):
         return len(self._table.column_names)
 
 
-def _content(path: pathlib.Path) -> str:
+@contextlib.contextmanager
+def _open(path: pathlib.Path, newline: str = "") -> Iterator[TextIO]:
+    """Opens a file of UTF-8, with a mark of its byte order or without."""
     try:
-        content = path.read_bytes()
+        with path.open(encoding="utf-8-sig", newline=newline) as lines:
+            yield lines
     except OSError as error:
         raise unusable(path, f"it cannot be read: {error.strerror}") from error
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = content.count(b"\n", 0, error.start) + 1
-        fault = f"row {row} is not UTF-8 text: {error.reason} {content[error.start : error.end]!r}"
-        raise unusable(path, f"{fault}; save the file as UTF-8") from error
+    except UnicodeDecodeError as error:  # whose place is that in a part of the file
+        with path.open("rb") as content:
+            for row, line in enumerate(content, 1):
+                try:
+                    line.decode()
+                except UnicodeDecodeError as found:
+                    fault = f"row {row} is not UTF-8 text: {found.reason}"
+                    bad = line[found.start : found.end]
+                    raise unusable(path, f"{fault} {bad!r}; save the file as UTF-8") from error
+        raise

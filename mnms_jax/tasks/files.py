@@ -79,7 +79,7 @@ def parse_file_task(entry: str) -> FileTask:
     return FileTask(name, train, **files, text=options.get("text"), label=options.get("label"))
 
 
-def load_file_task(spec: FileTask) -> Task:
+def load_file_task(spec: FileTask, most: int | None = None) -> Task:
     """Reads a task from files.
 
     Rows without a label are left out. Of those to learn from, so are texts without a word, repeats,
@@ -91,12 +91,13 @@ def load_file_task(spec: FileTask) -> Task:
       spec: of the task; files as `read_columns` takes them. Labels are texts, numbers, or true and
         false, by whose values classes are named: 1, 1.0 and "1" are the same. Classes are in the
         order of numbers if all are such, else of texts.
+      most: of the first file, a sample of so many rows is kept, see `sample`; None: all.
 
     Raises:
       UserError: a file or a column is missing or malformed, or there is too little to learn from.
     """
     files = {
-        part: read_columns(path)
+        part: read_columns(path, most if part == "train" else None)
         for part in ("train", "validation", "test")
         if (path := getattr(spec, part)) is not None
     }

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 
+from absl import logging
+
 from mnms_jax.space import nearest
 from mnms_jax.tasks.columns import SUFFIXES
 from mnms_jax.tasks.files import load_file_task, parse_file_task
 from mnms_jax.tasks.images import load_digits_task, load_idx_task
 from mnms_jax.tasks.packaged import PACKAGED_TASKS, load_packaged_task
 from mnms_jax.tasks.records import BUNDLED_TASKS, load_bundled_task
+from mnms_jax.tasks.splits import sample, take
 from mnms_jax.tasks.tfds import load_tfds_task
 from mnms_jax.tasks.tfds_specs import TFDS_TASKS, is_tfds_task, parse_tfds_task
 from mnms_jax.types import Task, UserError
@@ -40,7 +43,11 @@ def _name(entry: str) -> str:
     return entry
 
 
-def load_tasks(entries: Sequence[str], data_dir: str | None = None) -> tuple[Task, ...]:
+def load_tasks(
+    entries: Sequence[str],
+    data_dir: str | None = None,
+    max_train_examples: int | None = None,
+) -> tuple[Task, ...]:
     """Returns tasks, fetched and split; the same on every call.
 
     Args:
@@ -48,31 +55,47 @@ def load_tasks(entries: Sequence[str], data_dir: str | None = None) -> tuple[Tas
         tfds:NAME for any of TFDS, see `parse_tfds_task`; NAME=PATH for a file of one's own, see
         `parse_file_task`, or a folder of images, see `load_idx_task`.
       data_dir: folder of prepared TFDS data; None for TFDS's own default.
+      max_train_examples: of a task; None: all. Of more in a file or a split of TFDS no more are
+        held: a sample of its rows is cleaned, and what has no rows of its own held out of that. Of
+        other tasks, what is held out stays as it is. Always the same, see `sample`.
 
     Raises:
       UserError: an unknown name, a file that can't be used, or data that is neither there nor to be
         had.
     """
     check_tasks(entries)
+    most = max_train_examples
     # What may be missing comes first, so that it is said before anything is fetched.
     tasks = {
-        entry: _load_files(entry) for entry in entries if "=" in entry and not is_tfds_task(entry)
+        entry: _load_files(entry, most)
+        for entry in entries
+        if "=" in entry and not is_tfds_task(entry)
     }
     tasks |= {
-        entry: load_tfds_task(entry, data_dir, PACKAGED_TASKS)
+        entry: load_tfds_task(entry, data_dir, PACKAGED_TASKS, most)
         for entry in entries
         if is_tfds_task(entry)
     }
     tasks |= {entry: load_packaged_task(entry) for entry in entries if entry in PACKAGED_TASKS}
     tasks |= {entry: load_digits_task() for entry in entries if entry == _DIGITS}
     tasks |= {entry: load_bundled_task(entry) for entry in entries if entry in BUNDLED_TASKS}
-    return tuple(tasks[entry] for entry in entries)
+    return tuple(_limit(tasks[entry], most) for entry in entries)
 
 
-def _load_files(entry: str) -> Task:
+def _load_files(entry: str, most: int | None) -> Task:
     spec = parse_file_task(entry)
     if not spec.train.is_dir():
-        return load_file_task(spec)
+        return load_file_task(spec, most)
     if any(spec[2:]):
         raise UserError(f"task {entry!r}: a folder of images takes no options")
     return load_idx_task(spec.name, spec.train)
+
+
+def _limit(task: Task, most: int | None) -> Task:
+    """Returns a task with no more examples to learn from."""
+    train = task.splits["train"]
+    rows, total = sample(range(len(train.labels)), most)
+    if len(rows) == total:
+        return task
+    logging.info("%s: a sample of %d of %d examples is learned from", task.name, len(rows), total)
+    return task._replace(splits={**task.splits, "train": take(train, rows)})
