@@ -40,7 +40,9 @@ class FileTask(NamedTuple):
     train: pathlib.Path
     validation: pathlib.Path | None = None
     test: pathlib.Path | None = None
-    text: str | None = None  # the column with the text; None: guessed by its name
+    # The column with the text; None: guessed by its name; "none", if no column is called so: there
+    # is none, as the file is one of records.
+    text: str | None = None
     label: str | None = None  # likewise
 
 
@@ -54,7 +56,8 @@ class _Rows(NamedTuple):
 def parse_file_task(entry: str) -> FileTask:
     """Returns the task that NAME=PATH says, with ?KEY=VALUE&KEY=VALUE behind it or not.
 
-    Keys are validation and test, paths of other files, and text and label, names of columns.
+    Keys are validation and test, paths of other files, and text and label, names of columns;
+    text=none says that a file is one of records.
 
     Raises:
       UserError: it says something else.
@@ -102,7 +105,7 @@ def load_file_task(spec: FileTask, most: int | None = None) -> Task:
         if (path := getattr(spec, part)) is not None
     }
     train = files["train"]
-    if spec.text is None and not _has_text(train):
+    if not _has_text(spec, train):
         return _load_records(spec, files)
     parts = {part: _read_rows(spec, columns) for part, columns in files.items()}
     names = _class_names([label for rows in parts.values() for label in rows.labels])
@@ -160,8 +163,13 @@ def _without(validation: Split, test: Split, spec: FileTask) -> Split:
     return kept
 
 
-def _has_text(columns: Columns) -> bool:
-    """Returns whether a column is called as texts are; numbers are none, but under "text"."""
+def _has_text(spec: FileTask, columns: Columns) -> bool:
+    """Returns whether a column is named as the text, or called as texts are.
+
+    Numbers are none, but under "text".
+    """
+    if spec.text is not None:
+        return spec.text != "none" or "none" in columns.names
     name = _guess(columns, _TEXT_NAMES)
     if name is None or name.lower() == _TEXT_NAMES[0]:
         return name is not None
@@ -183,12 +191,19 @@ def _load_records(spec: FileTask, files: Mapping[str, Columns]) -> Task:
         part: _labels(columns, _same_column(columns, label_name)) for part, columns in files.items()
     }
     rows = {part: [i for i, label in enumerate(own) if label] for part, own in labels.items()}
-    known = {name: to_column([train.values[name][i] for i in rows["train"]]) for name in others}
-    features = [name for name in others if is_feature(known[name])]
+    known = {}
+    for name in others:
+        try:
+            values = train.values[name]
+        except UserError as error:  # of a type that Python lacks
+            logging.warning("%s: %r isn't learned from: %s", spec.name, name, error)
+            continue
+        known[name] = to_column([values[i] for i in rows["train"]])
+    features = [name for name in known if is_feature(known[name])]
     if not features:
         fault = f"which of its columns {', '.join(others)} is the text? Say ?text=COLUMN"
         raise unusable(train.path, f"{fault}; none has numbers, or categories to learn from")
-    for name in others:
+    for name in known:
         if name not in features:
             logging.warning(
                 "%s: %r isn't learned from, its texts are all alike or all different; if it is "

@@ -2,6 +2,8 @@ import json
 import math
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import scipy.stats
 from sklearn.preprocessing import QuantileTransformer
@@ -252,3 +254,26 @@ def test_a_text_under_another_name_is_asked_for(tmp_path):
     write(tmp_path / "a.csv", [("said", "label"), *rows])
     with pytest.raises(UserError, match=r"columns said is the text\? Say \?text=COLUMN"):
         load_tasks([f"mine={tmp_path / 'a.csv'}"])
+
+
+def test_a_file_is_said_to_be_of_records(tmp_path):
+    rows = [(f"model {i % 7}", i / 9, i % 2) for i in range(60)]
+    write(tmp_path / "a.csv", [("title", "price", "label"), *rows])
+    entry = f"mine={tmp_path / 'a.csv'}"
+    with pytest.raises(UserError, match="none of its texts is left to learn from"):
+        load_tasks([entry])  # as titles are texts
+    (task,) = load_tasks([f"{entry}?text=none"])
+    assert (task.kind, set(task.splits["train"].inputs)) == ("record", {"title", "price"})
+    write(tmp_path / "b.csv", [("none", "label"), *((f"text {i}", i % 2) for i in range(60))])
+    assert load_tasks([f"mine={tmp_path / 'b.csv'}?text=none"])[0].kind == "text"
+
+
+def test_columns_of_types_that_python_lacks_are_not_learned_from(tmp_path, caplog):
+    times = pa.array([1_700_000_000_000_000_001 + i for i in range(60)], pa.timestamp("ns"))
+    table = pa.table({"seen": times, "size": np.arange(60) / 7, "label": np.arange(60) % 2})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    (task,) = load_tasks([f"mine={tmp_path / 'a.parquet'}"])
+    assert set(task.splits["train"].inputs) == {"size"}
+    assert "'seen' isn't learned from: cannot use " in caplog.text
+    with pytest.raises(UserError, match="its column 'seen' cannot be read"):
+        load_tasks([f"mine={tmp_path / 'a.parquet'}?label=seen"])
