@@ -34,7 +34,7 @@ from mnms_jax.space import Decision, SearchSpace
 from mnms_jax.strategies import TableSetup, make_strategy
 from mnms_jax.tabular import RewardTable, TableBenchmark, draw_reward, find_row
 from mnms_jax.tabular_experiment import run_tabular
-from mnms_jax.tasks.embeddings import glove50, load_word_vectors
+from mnms_jax.tasks.embeddings import glove50, load_word_vectors, minilm
 from mnms_jax.tasks.image_inputs import ImageInputs
 from mnms_jax.tasks.inputs import TextInputs
 from mnms_jax.tasks.record_inputs import RecordInputs
@@ -126,6 +126,7 @@ __all__ = [
     "make_transfer_search",
     "make_trpo_learner",
     "make_urex_learner",
+    "minilm",
     "parse_phase",
     "play",
     "play_seeds",

@@ -10,7 +10,7 @@ from mnms_jax.children import image, mlp, text
 from mnms_jax.config import Config
 from mnms_jax.export import Child, ImageChild, RecordChild, TextChild
 from mnms_jax.space import SearchSpace
-from mnms_jax.tasks.embeddings import WordVectors, glove50, load_word_vectors
+from mnms_jax.tasks.embeddings import WordVectors, glove50, load_word_vectors, minilm
 from mnms_jax.tasks.image_inputs import ImageInputs
 from mnms_jax.tasks.inputs import TextInputs
 from mnms_jax.tasks.packaged import cache_folder
@@ -98,6 +98,8 @@ def _load_vectors(config: Config, tasks: Sequence[Task]) -> dict[str, WordVector
         vectors["glove50"] = glove50()
     except UserError as error:
         logging.warning("searching without glove50: %s", error)
+    if "minilm" in config.embeddings:
+        vectors["minilm"] = minilm()
     for name, file in config.embedding_files.items():
         vectors[name] = load_word_vectors(os.path.expanduser(file))
     for task in tasks:

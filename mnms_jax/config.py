@@ -8,6 +8,9 @@ from mnms_jax.learner import LEARNERS
 from mnms_jax.transfer import EMBEDDINGS, TRAINED, WarmStart
 from mnms_jax.types import UserError
 
+# Embeddings that are fetched, and that a search makes use of when it is asked to.
+PACKAGED_EMBEDDINGS = ("minilm",)
+
 
 def _option(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
     return dataclasses.field(default=default, metadata={"help": help_text, "choices": choices})
@@ -58,7 +61,9 @@ class Config:
     save_controller: bool = _option(True, "Save the controller for transfer in WORKDIR/controller.")
     compare_random: bool = _option(True, "Run random search too, at the same number of trials.")
     embeddings: tuple[str, ...] = _option(
-        (), "More pre-trained embeddings as name=path: GloVe or word2vec text, or .npz."
+        (),
+        "More choices of embeddings: minilm, the words and pieces of words of all-MiniLM-L6-v2; or "
+        "name=path: GloVe or word2vec text, or .npz.",
     )
     reward_model: bool = _option(
         True,
@@ -106,8 +111,9 @@ class Config:
                 raise UserError(f"--{field.name}={value}: must be one of {', '.join(choices)}")
         for entry in self.embeddings:
             name, separator, path = entry.partition("=")
-            if not (name and separator and path):
-                raise UserError(f"--embeddings={entry}: must be name=path")
+            if entry not in PACKAGED_EMBEDDINGS and not (name and separator and path):
+                names = ", ".join(PACKAGED_EMBEDDINGS)
+                raise UserError(f"--embeddings={entry}: must be name=path, or one of {names}")
 
     @property
     def trials_per_task(self) -> int:
@@ -118,7 +124,7 @@ class Config:
     def embedding_files(self) -> Mapping[str, str]:
         """Paths of the user's own embeddings by name."""
         pairs = (entry.partition("=") for entry in self.embeddings)
-        return {name: path for name, _, path in pairs}
+        return {name: path for name, _, path in pairs if path}
 
 
 @dataclasses.dataclass(frozen=True)

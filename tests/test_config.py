@@ -30,7 +30,7 @@ def test_defaults_are_valid_and_described():
         ({"seed": 2**32}, "--seed=4294967296"),
         ({"time_limit": float("nan")}, "--time_limit=nan"),
         ({"space": "gpu"}, "--space=gpu: must be one of cpu, full"),
-        ({"embeddings": ("mine",)}, "--embeddings=mine: must be name=path"),
+        ({"embeddings": ("mine",)}, "--embeddings=mine: must be name=path, or one of minilm"),
     ],
 )
 def test_bad_values(changes, message):
@@ -45,7 +45,7 @@ def test_rounds_are_shared_out_evenly():
 
 
 def test_embedding_files():
-    files = Config(embeddings=("a=x/y.txt", "b=c=d.npz")).embedding_files
+    files = Config(embeddings=("a=x/y.txt", "minilm", "b=c=d.npz")).embedding_files
     assert files == {"a": "x/y.txt", "b": "c=d.npz"}
 
 

