@@ -70,7 +70,7 @@ def make_bench(config: Config) -> Bench:
 def _text_bench(config: Config, tasks: Sequence[Task]) -> Bench:
     vectors = _load_vectors(config, tasks)
     lengths = {name: table.vectors.shape[1] for name, table in vectors.items()}
-    family = text.make_text_family(config.space, lengths)
+    family = text.make_text_family(config.space, lengths, subwords="subwords" in config.embeddings)
     inputs = TextInputs(tasks, text.PRESETS[config.space], vectors)
 
     def make_child(task_id: int, design: Mapping[str, Choice], variables: Params) -> Child:

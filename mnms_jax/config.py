@@ -8,8 +8,8 @@ from mnms_jax.learner import LEARNERS
 from mnms_jax.transfer import EMBEDDINGS, TRAINED, WarmStart
 from mnms_jax.types import UserError
 
-# Embeddings that are fetched, and that a search makes use of when it is asked to.
-PACKAGED_EMBEDDINGS = ("minilm",)
+# Embeddings that a search makes use of when it is asked to.
+BUILT_IN_EMBEDDINGS = ("minilm", "subwords")
 
 
 def _option(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
@@ -62,8 +62,8 @@ class Config:
     compare_random: bool = _option(True, "Run random search too, at the same number of trials.")
     embeddings: tuple[str, ...] = _option(
         (),
-        "More choices of embeddings: minilm, the words and pieces of words of all-MiniLM-L6-v2; or "
-        "name=path: GloVe or word2vec text, or .npz.",
+        "More choices of embeddings: minilm, the words and pieces of words of all-MiniLM-L6-v2; "
+        "subwords, hashed n-grams of characters; or name=path: GloVe or word2vec text, or .npz.",
     )
     reward_model: bool = _option(
         True,
@@ -111,8 +111,8 @@ class Config:
                 raise UserError(f"--{field.name}={value}: must be one of {', '.join(choices)}")
         for entry in self.embeddings:
             name, separator, path = entry.partition("=")
-            if entry not in PACKAGED_EMBEDDINGS and not (name and separator and path):
-                names = ", ".join(PACKAGED_EMBEDDINGS)
+            if entry not in BUILT_IN_EMBEDDINGS and not (name and separator and path):
+                names = ", ".join(BUILT_IN_EMBEDDINGS)
                 raise UserError(f"--embeddings={entry}: must be name=path, or one of {names}")
 
     @property

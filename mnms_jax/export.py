@@ -53,7 +53,8 @@ class TextChild(NamedTuple):
         """Returns the classes' probabilities for N texts, float32 [N, number of classes]."""
         if not texts:
             return np.zeros((0, len(self.class_names)), np.float32)
-        batch = make_batch(encode(self.encoder, texts), self.architecture, self.table)
+        rows = encode(self.encoder, texts, subwords=self.architecture.subwords)
+        batch = make_batch(rows, self.architecture, self.table)
         num_outputs = self.variables["params"]["wide"]["bias"].size
         model = make_text_model(self.architecture, num_outputs)
         constants = None if self.architecture.pooled else self.table

@@ -30,7 +30,10 @@ def test_defaults_are_valid_and_described():
         ({"seed": 2**32}, "--seed=4294967296"),
         ({"time_limit": float("nan")}, "--time_limit=nan"),
         ({"space": "gpu"}, "--space=gpu: must be one of cpu, full"),
-        ({"embeddings": ("mine",)}, "--embeddings=mine: must be name=path, or one of minilm"),
+        (
+            {"embeddings": ("mine",)},
+            "--embeddings=mine: must be name=path, or one of minilm, subwords",
+        ),
     ],
 )
 def test_bad_values(changes, message):

@@ -31,7 +31,7 @@ def train_child(embedding="random32", **choices):
     table = np.random.default_rng(0).normal(size=(len(words), 6)).astype(np.float32)
     vectors = WordVectors({word: i for i, word in enumerate(words)}, table)
     inputs = TextInputs((TASK, OTHER), PRESETS["cpu"]._replace(length=8), {"mine": vectors})
-    family = make_text_family("cpu", {"mine": 6})
+    family = make_text_family("cpu", {"mine": 6}, subwords=True)
     trainer = Trainer(family, inputs.child_data, num_classes=3)
     base = {d.name: d.choices[0] for d in make_family().space.decisions}
     design = {**base, "embedding": embedding, **choices}
@@ -73,6 +73,7 @@ DEEP = {
         {"embedding": "mine", "fine_tune": True, "lowercase": False, "strip": False},
         {"embedding": "mine", "fine_tune": False, **DEEP},
         {"embedding": "hashed32"},
+        {"embedding": "subwords32"},
     ],
 )
 def test_a_child_comes_back_and_predicts_the_same(tmp_path, choices):

@@ -69,12 +69,18 @@ class TextArchitecture(NamedTuple):
     size: int  # E, length of an embedding
     pretrained: bool  # the table comes with the data
     trained: bool  # the table is a parameter
-    hashed: bool  # the sequence is of hashed n-grams, not words
+    hashed: bool  # the sequence is of hashed n-grams, of words or of characters, not words
     conv_widths: tuple[int, ...]
     conv_filters: int
     hidden_layers: int
     hidden_size: int  # most units of a hidden layer
     ngrams: int  # rows of the wide tower's weights
+    subwords: bool = False  # the n-grams are of characters
+
+    @property
+    def sequence(self) -> str:
+        """What is embedded: "tokens", "ngrams" or "subwords"."""
+        return "subwords" if self.subwords else "ngrams" if self.hashed else "tokens"
 
     @property
     def pooled(self) -> bool:
@@ -82,7 +88,8 @@ class TextArchitecture(NamedTuple):
         return not self.trained and not self.conv_widths
 
     def __str__(self) -> str:
-        table = self.embedding or f"{'hashed' if self.hashed else 'random'}{self.size}"
+        made = {"tokens": "random", "ngrams": "hashed", "subwords": "subwords"}[self.sequence]
+        table = self.embedding or f"{made}{self.size}"
         conv = f" conv{'+'.join(map(str, self.conv_widths))}x{self.conv_filters}"
         hidden = f" {self.hidden_layers}x{self.hidden_size}" if self.hidden_layers else " linear"
         frozen = "" if self.trained else " frozen"
@@ -120,7 +127,7 @@ _HASHED_SIZES = {"cpu": (32,), "full": (32, 64)}
 
 
 def make_text_family(
-    preset: str = "cpu", pretrained: Mapping[str, int] | None = None
+    preset: str = "cpu", pretrained: Mapping[str, int] | None = None, *, subwords: bool = False
 ) -> ChildFamily:
     """Returns the text children of a preset.
 
@@ -128,6 +135,9 @@ def make_text_family(
       preset: "full" (all choices) or "cpu" (the same decisions with fewer and lighter choices, for
         children that train in about a second on two cores).
       pretrained: length E of each pre-trained embedding by name; {"glove50": 50} by default.
+      subwords: whether embeddings of words' hashed n-grams of characters are choices too, which
+        have something for words that were never seen, in any language (Bojanowski et al. 2017,
+        "Enriching Word Vectors with Subword Information", arXiv:1607.04606).
 
     Raises:
       UserError: an unknown preset, or a pre-trained embedding called like a built-in one.
@@ -137,20 +147,25 @@ def make_text_family(
     pretrained = {"glove50": 50} if pretrained is None else dict(pretrained)
     pretrained = {name: padded_size(size) for name, size in pretrained.items()}
     sizes = PRESETS[preset]
-    tables = {f"random{size}": (sizes.vocabulary, size, False) for size in _RANDOM_SIZES[preset]}
-    tables |= {f"hashed{size}": (sizes.hashed, size, True) for size in _HASHED_SIZES[preset]}
+    tables = {f"random{size}": (sizes.vocabulary, size, "words") for size in _RANDOM_SIZES[preset]}
+    kinds = ("hashed", "subwords") if subwords else ("hashed",)
+    tables |= {
+        f"{kind}{size}": (sizes.hashed, size, kind)
+        for kind in kinds
+        for size in _HASHED_SIZES[preset]
+    }
     for name in pretrained:
         if name in tables:
             raise UserError(f"embedding name {name!r} is taken; call it otherwise")
     modules = {
-        **{name: (sizes.vocabulary, size, False) for name, size in pretrained.items()},
+        **{name: (sizes.vocabulary, size, "words") for name, size in pretrained.items()},
         **tables,
     }
     space = SearchSpace(_decisions(preset == "cpu", tuple(modules), tuple(pretrained)))
 
     def make_spec(design: Mapping[str, Choice]) -> ChildSpec:
         name = str(design["embedding"])
-        rows, size, hashed = modules[name]
+        rows, size, kind = modules[name]
         widths = range(2, int(design["conv_max_ngram"]) + 1) if design["convolution"] else ()
         architecture = TextArchitecture(
             embedding=name if name in pretrained else "",
@@ -158,12 +173,13 @@ def make_text_family(
             size=size,
             pretrained=name in pretrained,
             trained=name not in pretrained or bool(design["fine_tune"]),
-            hashed=hashed,
+            hashed=kind != "words",
             conv_widths=tuple(widths),
             conv_filters=int(design["conv_filters"]) if widths else 0,
             hidden_layers=int(design["hidden_layers"]),
             hidden_size=padded_units(design),
             ngrams=sizes.ngrams,
+            subwords=kind == "subwords",
         )
         return ChildSpec(
             architecture,

@@ -84,7 +84,7 @@ class TextInputs:
         assert isinstance(architecture, TextArchitecture)
         assert isinstance(preprocessing, TextPreprocessing)
         # Nothing but these parts of an architecture changes its data.
-        shapes = (architecture.embedding, architecture.pooled, architecture.hashed)
+        shapes = (architecture.embedding, architecture.pooled, architecture.sequence)
         key = ("data", task_id, preprocessing, *shapes, architecture.rows)
         return self._keep(key, lambda: self._child_data(task_id, architecture, preprocessing))
 
@@ -124,10 +124,10 @@ class TextInputs:
     def _child_data(
         self, task_id: int, architecture: TextArchitecture, preprocessing: TextPreprocessing
     ) -> ChildData:
-        hashed = architecture.hashed
-        rows, labels = self._sorted_rows(task_id, preprocessing, hashed)
+        sequence = architecture.sequence
+        rows, labels = self._sorted_rows(task_id, preprocessing, sequence)
         table = self.table(task_id, preprocessing, architecture)
-        lengths = self._keep(("lengths", hashed), lambda: self._group_lengths(hashed))
+        lengths = self._keep(("lengths", sequence), lambda: self._group_lengths(sequence))
         splits = self.tasks[task_id].splits
         data = ChildData(
             inputs=make_batch(rows, architecture, table, lengths),
@@ -140,44 +140,50 @@ class TextInputs:
         )
         return jax.tree.map(jnp.asarray, data)
 
-    def _group_lengths(self, hashed: bool) -> tuple[int, ...]:
+    def _group_lengths(self, sequence: str) -> tuple[int, ...]:
         """Returns bounds on the lengths of the groups of any batch, of all tasks."""
         rows = [
             split
             for task_id in range(len(self.tasks))
             for flags in itertools.product((False, True), repeat=2)
-            for split in self._rows(task_id, TextPreprocessing(*flags)).values()
+            for split in self._rows(task_id, TextPreprocessing(*flags), sequence).values()
         ]
-        longest = rows[0].ngrams if hashed else rows[0].tokens
-        return group_lengths([_lengths(r, hashed) for r in rows], _NUM_GROUPS, longest.shape[1])
+        longest = getattr(rows[0], sequence).shape[1]
+        return group_lengths([_lengths(r, sequence) for r in rows], _NUM_GROUPS, longest)
 
     def _sorted_rows(
-        self, task_id: int, preprocessing: TextPreprocessing, hashed: bool
+        self, task_id: int, preprocessing: TextPreprocessing, sequence: str
     ) -> tuple[TextRows, Array]:
         """Returns rows by length, padded, and labels, on the device; architectures share them."""
 
         def build() -> tuple[TextRows, Array]:
             parts = []
-            for split, rows in self._rows(task_id, preprocessing).items():
+            for split, rows in self._rows(task_id, preprocessing, sequence).items():
                 labelled = (rows, self.tasks[task_id].splits[split].labels)
                 order, size = (
-                    np.argsort(_lengths(rows, hashed), kind="stable"),
+                    np.argsort(_lengths(rows, sequence), kind="stable"),
                     self._num_rows[split],
                 )
                 parts.append(jax.tree.map(lambda x, o=order, n=size: pad_rows(x[o], n), labelled))
             return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *parts)
 
-        return self._keep(("sorted", task_id, preprocessing, hashed), build)
+        return self._keep(("sorted", task_id, preprocessing, sequence), build)
 
-    def _rows(self, task_id: int, preprocessing: TextPreprocessing) -> dict[str, TextRows]:
+    def _rows(
+        self, task_id: int, preprocessing: TextPreprocessing, sequence: str
+    ) -> dict[str, TextRows]:
         """Returns the encoded texts by split."""
+        subwords = sequence == "subwords"
 
         def build() -> dict[str, TextRows]:
             encoder = self.encoder(task_id, preprocessing)
             splits = self.tasks[task_id].splits
-            return {split: encode(encoder, splits[split].inputs) for split in self._num_rows}
+            return {
+                split: encode(encoder, splits[split].inputs, subwords=subwords)
+                for split in self._num_rows
+            }
 
-        return self._keep(("rows", task_id, preprocessing), build)
+        return self._keep(("rows", task_id, preprocessing, subwords), build)
 
     def _keep(self, key: Hashable, build: Callable[[], _T]) -> _T:
         with self._lock:
@@ -231,5 +237,5 @@ def pad_rows(array: np.ndarray, num_rows: int) -> np.ndarray:
     return np.pad(array, ((0, num_rows - len(array)), *[(0, 0)] * (array.ndim - 1)))
 
 
-def _lengths(rows: TextRows, hashed: bool) -> np.ndarray:
-    return np.sum((rows.ngrams if hashed else rows.tokens) != PADDING, 1)
+def _lengths(rows: TextRows, sequence: str) -> np.ndarray:
+    return np.sum(getattr(rows, sequence) != PADDING, 1)

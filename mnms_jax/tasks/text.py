@@ -25,6 +25,8 @@ _SPACELESS = (
     "\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff"
 )
 PADDING, UNKNOWN = 0, 1
+_SUBWORD = 3  # characters of an n-gram; longer ones too would make texts thrice as long
+_MOST_SUBWORDS = 8  # n-grams a word, in the mean over the longest text; the rest is cut off
 
 
 @functools.cache
@@ -107,6 +109,7 @@ class TextRows(NamedTuple):
     tokens: AnyArray  # int32 [N, L]
     ngrams: AnyArray  # int32 [N, W], known unigrams and bigrams in their order, none twice
     weights: AnyArray  # float32 [N, W], their TF-IDF, of unit length
+    subwords: AnyArray | None = None  # int32 [N, 8 L], hashed n-grams of characters, if asked for
 
 
 def tokenize(text: str, preprocessing: TextPreprocessing) -> list[str]:
@@ -171,8 +174,8 @@ def fit_encoder(
     )
 
 
-def encode(encoder: TextEncoder, texts: Sequence[str]) -> TextRows:
-    """Returns N texts as arrays."""
+def encode(encoder: TextEncoder, texts: Sequence[str], *, subwords: bool = False) -> TextRows:
+    """Returns N texts as arrays, those of subwords if asked for."""
     words = [tokenize(text, encoder.preprocessing)[: encoder.length] for text in texts]
     index = {word: token for token, word in enumerate(encoder.vocabulary)}
     tokens = _pad([[index.get(word, UNKNOWN) for word in row] for row in words], encoder.length)
@@ -186,7 +189,12 @@ def encode(encoder: TextEncoder, texts: Sequence[str]) -> TextRows:
     weights = np.where(known, np.append(encoder.idf, 0)[place], 0)
     norm = np.linalg.norm(weights, axis=1, keepdims=True)
     weights = weights / np.maximum(norm, 1e-12)
-    return TextRows(tokens.astype(np.int32), ngrams, weights.astype(np.float32))
+    return TextRows(
+        tokens.astype(np.int32),
+        ngrams,
+        weights.astype(np.float32),
+        _hash_subwords(words, _MOST_SUBWORDS * encoder.length) if subwords else None,
+    )
 
 
 def make_batch(
@@ -203,13 +211,13 @@ def make_batch(
       table: float32 [V, E], the architecture's pre-trained embeddings, if it has any.
       lengths: bounds on the texts of each group of a batch; by default one for all.
     """
-    tokens = rows.tokens
     if architecture.pooled:
         assert table is not None
-        pooled = _mean_embedding(np.asarray(tokens), table)
+        pooled = _mean_embedding(np.asarray(rows.tokens), table)
         return TextBatch(pooled, None, rows.ngrams, rows.weights)
+    tokens = getattr(rows, architecture.sequence)
     if architecture.hashed:
-        tokens = _hash_rows(np.asarray(rows.ngrams), architecture.rows)
+        tokens = _hash_rows(np.asarray(tokens), architecture.rows)
     ragged = Ragged(tokens, lengths or tokens.shape[1:])
     return TextBatch(None, ragged, rows.ngrams, rows.weights)
 
@@ -234,6 +242,22 @@ def _hash_ngrams(words: Sequence[Sequence[str]], length: int) -> np.ndarray:
     unigrams = np.where(position < lengths, 1 + unigrams, PADDING)
     bigrams = np.where(position < lengths - 1, 2**33 + bigrams, PADDING)
     return np.stack([unigrams, bigrams], -1).reshape(len(words), 2 * length).astype(np.int64)
+
+
+def _hash_subwords(words: Sequence[Sequence[str]], length: int) -> np.ndarray:
+    """Returns positive hashes of words and their n-grams of characters, int32 [N, length].
+
+    The n-grams of a word are those of "<word>", whose ends tell prefixes and suffixes from other
+    parts, and that itself (Bojanowski et al. 2017); 0 is padding.
+    """
+    hashes = {}
+    for word in {word for row in words for word in row}:
+        marked = f"<{word}>"
+        parts = [marked[i : i + _SUBWORD] for i in range(len(marked) - _SUBWORD + 1)]
+        parts += [marked] * (len(word) > 1)  # else it is the one n-gram
+        hashes[word] = [1 + zlib.crc32(part.encode()) % (2**31 - 1) for part in parts]
+    rows = [itertools.chain.from_iterable(hashes[word] for word in row) for row in words]
+    return _pad([list(itertools.islice(row, length)) for row in rows], length).astype(np.int32)
 
 
 def _hash_rows(ngrams: np.ndarray, size: int) -> np.ndarray:

@@ -233,6 +233,29 @@ def test_batches_hold_what_their_architecture_reads():
     assert batch.pooled is None and batch.tokens.values.shape == (2, 6)
     tokens = batch.tokens.values
     assert ((tokens > 0) == (rows.ngrams > 0)).all() and tokens.max() < 4
+
+
+def test_subwords_are_of_words_never_seen_too():
+    encoder = fit_encoder(["b a", "b c d", "d a"], PLAIN, SIZES, 3)
+    assert encode(encoder, ["a"]).subwords is None
+    texts = ["walking", "walked", "a", "walking a", "", "x" * 40]
+    rows = encode(encoder, texts, subwords=True)
+    assert rows.subwords.shape == (6, 24)
+    walking, walked, single, both, empty, long = (
+        set(row[row > 0].tolist()) for row in rows.subwords
+    )
+    # <wa wal alk lki kin ing ng> and the word; <wa wal alk lke ked ed> and the word.
+    assert (len(walking), len(walked), len(walking & walked)) == (8, 7, 3)
+    assert len(single) == 1 and both == walking | single and not empty
+    assert len(long) == 2 and (rows.subwords[5] > 0).all()  # <xx xxx, and what is cut off
+    family = make_text_family("cpu", {"mine": 2}, subwords=True)
+    base = {d.name: d.choices[0] for d in family.space.decisions}
+    architecture = family.make_spec({**base, "embedding": "subwords32"}).architecture
+    assert str(architecture).startswith("subwords32") and architecture.rows == 2**13
+    tokens = make_batch(rows, architecture, None).tokens.values
+    assert tokens.shape == (6, 24) and tokens.max() < 2**13
+    assert ((tokens > 0) == (rows.subwords > 0)).all()
+    assert "subwords32" not in make_text_family("cpu").space.decisions[0].choices
     words = family.make_spec({**base, "embedding": "random32"}).architecture
     np.testing.assert_array_equal(make_batch(rows, words, None).tokens.values, rows.tokens)
 
