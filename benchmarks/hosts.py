@@ -1,9 +1,9 @@
 """What do several processes cost, and what happens when one of them dies?
 
 Claim: two processes of two devices end with the trials of one process of one device, bit for bit,
-in about the time that this one takes with as many training threads; when one is killed the other
-says so and ends within a second or two; and the same command, by launch/local.sh, goes on to
-these trials.
+in about the time that this one takes with as many training threads. When one is killed the other
+says so and ends within a second or two, and the same command, by launch/local.sh, goes on to these
+trials. Children of records train in a moment, so what the processes tell each other weighs most.
 
 The ways take turns, each time in a new folder, after a run of each that fills the caches. Seconds
 are of the whole command, and of the search alone: from the configuration's file to the last trial.
@@ -35,7 +35,7 @@ _JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 _LOCAL = pathlib.Path(__file__).parent.parent / "launch" / "local.sh"
 _MODULE = "experiments.multitask"
 _SEARCH = (
-    *("--tasks=vader_amazon,vader_tweets", "--num_trials=8", "--round_size=4"),
+    *("--tasks=iris,wine", "--num_trials=32", "--round_size=8"),
     *("--nocompare_random", "--nosave_controller"),
 )
 _WAYS = ("one process", "two processes")
