@@ -2,14 +2,14 @@
 
 Claim: two processes of two devices end with the trials of one process of one device, bit for bit,
 in about the time that this one takes with as many training threads. When one is killed the other
-says so and ends within a second or two, and the same command, by launch/local.sh, goes on to these
+says so and ends, and the same command, by launch/local.sh, goes on to these
 trials. Children of records train in a moment, so what the processes tell each other weighs most.
 
 The ways take turns, each time in a new folder, after a run of each that fills the caches. Seconds
 are of the whole command, and of the search alone: from the configuration's file to the last trial.
 
 Command: python -m benchmarks.hosts --pairs=3 --json=hosts.json
-Cost: about five minutes on two CPU cores that nothing else uses.
+Cost: ten searches of half a CPU minute or more each.
 """
 
 import json
