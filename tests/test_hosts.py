@@ -22,22 +22,6 @@ ENVIRONMENT = {
     "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
 }
-# The experiment, with children that are quick to compile and to train.
-SCRIPT = """
-import mnms_jax as mnms
-import toy
-from experiments import multitask
-from mnms_jax import experiment
-
-def glove50():
-    raise mnms.UserError("not needed")
-
-family = toy.make_family(lowercase=(True, False), optimizer=("adam", "sgd"),
-                         deep_learning_rate=(0.01, 1e30), samples=(1280, 12800, 25600))
-experiment.glove50, experiment.make_text_family = glove50, lambda *arguments: family
-mnms.define_flags()
-mnms.run_main(multitask.main)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +42,7 @@ class Hosts:
         self.processes = []
         for i, file in enumerate(self.files):
             command = [
-                *(sys.executable, "-c", SCRIPT, "--tasks=sst2", "--round_size=4"),
+                *(sys.executable, "-m", "toy_experiment", "--tasks=sst2", "--round_size=4"),
                 *(f"--workdir={workdir}", f"--data_dir={data_dir}", "--num_trials=24"),
                 *("--nocompare_random", "--num_workers=1", *flags[i]),
             ]
