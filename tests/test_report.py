@@ -144,7 +144,7 @@ def test_reference_of_one_class():
 def test_reference_is_measured_as_children_are():
     labels = [0, 1] * 20
     texts = [f"{'good' if label else 'bad'} film number {i}" for i, label in enumerate(labels)]
-    texts[0] = "good one"  # taken for the other class
+    texts[0] = texts[1]  # which is of the other class
     task = task_of(labels, texts)
     assert fit_reference(task, "balanced_accuracy").test == pytest.approx(1.95 / 2)
     assert fit_reference(task, "1 - accuracy").test == pytest.approx(1 / 40)

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ from sklearn import metrics as sklearn_metrics
 from toy import make_family, make_task, make_trainer
 
 import mnms_jax
+from mnms_jax.children import mlp
 from mnms_jax.children.text import PRESETS
 from mnms_jax.config import Config, TransferConfig
 from mnms_jax.experiment import run_experiment
 from mnms_jax.export import TextChild
 from mnms_jax.reward import METRICS, measure, parse_reward
+from mnms_jax.space import Decision, SearchSpace
 from mnms_jax.store import TrialLog
 from mnms_jax.tasks.inputs import TextInputs
 from mnms_jax.training.fit import Request, Trainer
@@ -212,6 +215,21 @@ def test_a_reward_that_is_not_finite_is_a_failed_trial(family):
 
 
 FORMULA = "accuracy - 0.01*log10(params)"
+FEW = {"hidden_layers": (0, 1), "hidden_size": (32, 64), "samples": (1280, 2560)}
+FEW |= {"scaling": ("standard",), "linear": (False,)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_records():
+    """Records have few choices, and children that are quick to compile and to train."""
+    family = mlp.make_record_family()
+    space = SearchSpace(
+        Decision(d.name, FEW.get(d.name, d.choices), d.active_if and {"hidden_layers": (1,)})
+        for d in family.space.decisions
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlp, "make_record_family", lambda preset: family._replace(space=space))
+        yield
 
 
 def config_of(workdir, **changes):
@@ -221,6 +239,7 @@ def config_of(workdir, **changes):
         round_size=3,
         workdir=str(workdir),
         compare_random=False,
+        reward_model=False,
         reward=FORMULA,
     )
     return dataclasses.replace(config, **changes)
@@ -279,28 +298,25 @@ def test_a_search_by_another_reward_is_refused(searched):
         run_experiment(transfer)
 
 
-def test_folders_and_controllers_of_before_were_rewarded_with_accuracy(tmp_path):
+def test_folders_and_controllers_of_before_were_rewarded_with_accuracy(searched, tmp_path):
     workdir = tmp_path / "w"
-    config = config_of(workdir, reward="accuracy", num_trials=3)
+    config = config_of(workdir, reward="accuracy", num_trials=3, learner="random")
     run_experiment(config)
     file, log = workdir / "config.json", workdir / "trials.jsonl"
     stored = json.loads(file.read_text())
     assert stored.pop("reward") == "accuracy"
     file.write_text(json.dumps(stored))
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [row["reward"] for row in rows] == [row["metrics"]["accuracy"] for row in rows]
-    log.write_text("".join(json.dumps({**row, "metrics": {}}) + "\n" for row in rows))
-    log.write_text(log.read_text().replace(', "metrics": {}', ""))
-    described = workdir / "controller" / "controller.json"
-    data = json.loads(described.read_text())
-    del data["reward"]
-    described.write_text(json.dumps(data))
-    assert mnms_jax.load_controller(described.parent).reward == "accuracy"
-    file_before = file.read_text()
+    assert [row["reward"] for row in rows] == [row.pop("metrics")["accuracy"] for row in rows]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match="reward: 'accuracy' there, 'auroc' now"):
         run_experiment(dataclasses.replace(config, reward="auroc"))
-    assert file.read_text() == file_before
-    summary = run_experiment(config)
-    finalists = summary["tasks"]["iris"]["finalists"]
+    finalists = run_experiment(config)["tasks"]["iris"]["finalists"]
     assert [f["metrics"] for f in finalists] == [{}] * len(finalists)
     assert all(f["test"] == f["test_metrics"]["accuracy"] for f in finalists)
+    shutil.copytree(searched[0] / "controller", tmp_path / "controller")
+    described = tmp_path / "controller" / "controller.json"
+    data = json.loads(described.read_text())
+    assert data.pop("reward") == "accuracy - 0.01 * log10(params)"
+    described.write_text(json.dumps(data))
+    assert mnms_jax.load_controller(described.parent).reward == "accuracy"
