@@ -199,7 +199,9 @@ def _percent(share: float | None) -> str:
 
 
 def _plain(number: float | None) -> str:
-    return "-" if number is None or np.isnan(number) else f"{number:.4g}"
+    if number is None or np.isnan(number):
+        return "-"
+    return f"{number:.4f}" if abs(number) < 1000 else f"{number:.4g}"
 
 
 def _print_specialization(rows: Sequence[Specialization], console: rich.console.Console) -> None:

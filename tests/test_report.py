@@ -100,7 +100,7 @@ def test_another_reward_is_named_and_shown_as_it_is():
     text = console.file.getvalue()
     assert f"{reward}, validation / test" in text and "%" not in text
     assert "0.7091 / -" in text and "trees" in text and "- / -" in text
-    assert "(trial 2; accuracy 0.75 / 0.5; params 12,345): a 2" in text
+    assert "(trial 2; accuracy 0.7500 / 0.5000; params 12,345): a 2" in text
     assert summary_json(rows, [], reward)["reward"] == reward
 
 
