@@ -72,9 +72,8 @@ def parse_reward(text: str) -> Reward:
     Raises:
       UserError: anything else in it, and where; or it is too long, or names no number.
     """
-    if len(text) > _LONGEST:
-        raise UserError(f"reward {text[:20]!r}...: must have at most {_LONGEST} characters")
     text = " ".join(text.split())
+    _check_length(text)
     try:
         tree = ast.parse(text, mode="eval").body
     except SyntaxError as error:
@@ -87,7 +86,9 @@ def parse_reward(text: str) -> Reward:
         raise UserError(f"reward {text!r}: {part!r} at character {column} {error}") from None
     if not names:
         raise UserError(f"reward {text!r}: must depend on one of {', '.join(METRICS + SIZES)}")
-    return Reward(ast.unparse(tree), tuple(dict.fromkeys(names)), tree)
+    formula = ast.unparse(tree)  # spaced as usual, and to be parsed again
+    _check_length(formula)
+    return Reward(formula, tuple(dict.fromkeys(names)), tree)
 
 
 def measure(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -123,6 +124,11 @@ def measure(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
         "neg_log_loss": np.mean(np.log(np.maximum(own, _LEAST_PROBABILITY))),
     }
     return {name: float(value) for name, value in found.items() if np.isfinite(value)}
+
+
+def _check_length(text: str) -> None:
+    if len(text) > _LONGEST:
+        raise UserError(f"reward {text[:20]!r}...: must have at most {_LONGEST} characters")
 
 
 class _WrongPartError(Exception):

@@ -78,6 +78,7 @@ def test_the_same_formula_is_the_same_however_it_is_spaced():
         ("(" * 250, "too many nested parentheses"),
         ("~" * 250 + "accuracy", "can't be part of it"),
         ("accuracy +" * 100 + " 1", "must have at most 300 characters"),
+        (f"min({','.join(['auroc'] * 48)})", "must have at most 300 characters"),  # with spaces
     ],
     ids=str,
 )
