@@ -118,6 +118,30 @@ def test_metrics_by_hand():
     assert found["neg_log_loss"] == pytest.approx(np.log([0.9, 0.6, 0.2, 0.7]).mean())
 
 
+@pytest.mark.parametrize("num_classes", [2, 3, 7])
+@pytest.mark.parametrize("size", [5, 400])
+def test_metrics_are_scikit_learns(num_classes, size):
+    rng = np.random.default_rng(num_classes)
+    labels = np.append(np.arange(num_classes), rng.integers(num_classes, size=size))
+    scores = rng.integers(1, 9, (len(labels), num_classes)) + 3.0 * np.eye(num_classes)[labels]
+    scores[-1] = 9 * np.eye(num_classes)[0]  # there are ties, and a probability of 0
+    probabilities = scores / scores.sum(1, keepdims=True)
+    predicted = probabilities.argmax(1)
+    columns = probabilities if num_classes > 2 else probabilities[:, 1]
+    expected = {
+        "accuracy": sklearn_metrics.accuracy_score(labels, predicted),
+        "balanced_accuracy": sklearn_metrics.balanced_accuracy_score(labels, predicted),
+        "macro_f1": sklearn_metrics.f1_score(labels, predicted, average="macro"),
+        "auroc": sklearn_metrics.roc_auc_score(labels, columns, multi_class="ovr"),
+        "matthews": sklearn_metrics.matthews_corrcoef(labels, predicted),
+        "neg_log_loss": -sklearn_metrics.log_loss(labels, probabilities.astype(np.float32)),
+    }
+    assert measure(labels, probabilities) == pytest.approx(expected, rel=1e-5)
+    constant = np.tile(np.eye(num_classes)[0], (len(labels), 1))
+    assert measure(labels, constant)["matthews"] == 0
+    assert measure(labels, constant)["auroc"] == 0.5
+
+
 def test_metrics_of_labels_for_which_not_all_are_defined():
     sure = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     found = measure(np.array([1, 1]), sure)
