@@ -41,7 +41,8 @@ from mnms_jax.tasks.record_inputs import RecordInputs
 from mnms_jax.tasks.registry import load_tasks
 from mnms_jax.tasks.table_files import read_table
 from mnms_jax.tasks.tables import load_table
-from mnms_jax.training.fit import Request, Trainer, TrainerStats, TrialResult
+from mnms_jax.training.fit import Request, Trainer, TrainerStats
+from mnms_jax.training.judge import TrialResult
 from mnms_jax.transfer import WarmStart, make_bank, make_transfer_search
 from mnms_jax.types import (
     ChildFamily,

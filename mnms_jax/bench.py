@@ -172,6 +172,7 @@ def make_trainer(config: Config, family: ChildFamily, inputs: Inputs) -> Trainer
         num_workers=config.num_workers,
         lanes=config.lanes,
         rung_samples=rung_samples(family.space) if config.early_stopping else (),
+        reward=config.reward,
         program_folder=cache_folder() / "programs",
     )
     logging.info("children are trained by %s", trainer.layout)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mnms_jax.learner import LEARNERS
+from mnms_jax.reward import ACCURACY, METRICS, parse_reward
 from mnms_jax.transfer import EMBEDDINGS, TRAINED, WarmStart
 from mnms_jax.types import UserError
 
@@ -40,6 +41,12 @@ class Config:
         "Rewards against the task's baseline: relative, as published; over the moving standard "
         "deviation; or as ranks.",
         ("relative", "std", "rank"),
+    )
+    reward: str = _option(
+        ACCURACY,
+        "What a child is rewarded with on every task: one of "
+        f"{', '.join(METRICS)}, on validation, or a formula of them, of params (trained "
+        "parameters) and samples (training examples seen), as accuracy - 0.01*log10(params).",
     )
     imitate_best: bool = _option(True, "Let PPO imitate each task's best trials too.")
     skip_connection: bool = _option(
@@ -88,8 +95,8 @@ class Config:
         """Checks what the flags' types can't.
 
         Raises:
-          UserError: no or repeated tasks, a number out of range, an unknown choice, or an embedding
-            that is not name=path.
+          UserError: no or repeated tasks, a number out of range, an unknown choice, a reward that
+            can't be, or an embedding that is not name=path.
         """
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise UserError(f"--tasks={','.join(self.tasks)}: name at least one task, each once")
@@ -109,6 +116,8 @@ class Config:
             choices, value = field.metadata["choices"], getattr(self, field.name)
             if choices and value not in choices:
                 raise UserError(f"--{field.name}={value}: must be one of {', '.join(choices)}")
+        # The same formulas are the same text, as it is compared and shown.
+        object.__setattr__(self, "reward", parse_reward(self.reward).formula)
         for entry in self.embeddings:
             name, separator, path = entry.partition("=")
             if entry not in BUILT_IN_EMBEDDINGS and not (name and separator and path):

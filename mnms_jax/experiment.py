@@ -13,7 +13,6 @@ from typing import Any
 
 import flax
 import jax
-import numpy as np
 import rich.console
 from absl import logging
 
@@ -34,6 +33,7 @@ from mnms_jax.report import (
     summary_json,
     top_records,
 )
+from mnms_jax.reward import ACCURACY, SIZES, measure, parse_reward
 from mnms_jax.reward_model import make_ranker
 from mnms_jax.run import Budget, RoundSetup, run_rounds
 from mnms_jax.saved_controller import SavedController, save_controller
@@ -56,6 +56,11 @@ def _load_sources(config: Config, bench: Bench) -> SavedController | None:
         return None
     path = pathlib.Path(config.from_).expanduser()
     sources = load_sources(path, bench.family.space, config.new_names)
+    if sources.reward != config.reward:
+        raise UserError(
+            f"--reward={config.reward}: what {path} learned was rewarded with {sources.reward!r}, "
+            "which can't be compared; take that, or start from another controller"
+        )
     known = dict(zip(sources.task_names, sources.traits, strict=True))
     for task in bench.tasks:
         if task.name not in known:
@@ -246,20 +251,22 @@ def _conclude(
     for task_id, task in enumerate(bench.tasks):
         logging.info("testing the best children on %s", task.name)
         best = path / "best" / task.name
-        finalists = _test(bench, task_id, records, config.learner, best)
+        finalists = _test(bench, task_id, records, config, best)
         random = None
         if random_records is not None:
-            random = _test(bench, task_id, random_records, "random")
-        summaries.append(TaskSummary(task.name, finalists, random, fit_reference(task)))
+            rival = dataclasses.replace(config, learner="random")
+            random = _test(bench, task_id, random_records, rival)
+        reference = fit_reference(task, config.reward)
+        summaries.append(TaskSummary(task.name, finalists, random, reference))
     frequencies = {
         task.name: choice_frequencies(policy, space, state.params, jax.random.key(0), task_id)
         for task_id, task in enumerate(bench.tasks)
     }
     specialization = find_specialization(space, frequencies)
     if config.save_controller and config.learner != "random":
-        saved = to_save(space, bench.tasks, state.params, records, sources)
+        saved = to_save(space, bench.tasks, state.params, records, sources, config.reward)
         save_controller(path / "controller", saved)
-    summary = summary_json(summaries, specialization)
+    summary = summary_json(summaries, specialization, config.reward)
     write_json(path / "summary.json", summary)
     _print(config, path, summaries, specialization)
     return summary
@@ -269,21 +276,22 @@ def _test(
     bench: Bench,
     task_id: int,
     records: Sequence[TrialRecord],
-    label: str,
+    config: Config,
     best: pathlib.Path | None = None,
 ) -> Finalists:
     """Tests a task's best children; saves the first one into `best`."""
     task = bench.tasks[task_id]
     test = task.splits["test"]
     top = top_records(records, task.name)
-    accuracies = []
+    reward, rewards, metrics = parse_reward(config.reward), [], []
     for record, child in zip(top, _retrain(bench, task_id, top), strict=True):
-        predicted = child.predict_proba(test.inputs).argmax(-1)
-        accuracies.append(float(np.mean(predicted == test.labels)))
+        sizes = {name: record.metrics[name] for name in SIZES if name in record.metrics}
+        metrics.append({**measure(test.labels, child.predict_proba(test.inputs)), **sizes})
+        rewards.append(reward(metrics[-1])[0])
         if best is not None and record is top[0]:
             save_child(best, child)
     num_trials = sum(record.task == task.name for record in records)
-    return Finalists(label, num_trials, top, tuple(accuracies))
+    return Finalists(config.learner, num_trials, top, tuple(rewards), tuple(metrics))
 
 
 def _retrain(bench: Bench, task_id: int, records: Sequence[TrialRecord]) -> Iterator[Child]:
@@ -293,13 +301,14 @@ def _retrain(bench: Bench, task_id: int, records: Sequence[TrialRecord]) -> Iter
         outcome, variables = bench.trainer.fit(
             Request(task_id, task.name, record.trial, record.decisions)
         )
-        if float(outcome.accuracy) != record.reward:
+        accuracy, logged = float(outcome.accuracy), record.metrics.get(ACCURACY, record.reward)
+        if accuracy != logged:
             logging.warning(
-                "trial %d of %s had reward %s and has %s now: another machine or version?",
+                "trial %d of %s had accuracy %s and has %s now: another machine or version?",
                 record.trial,
                 task.name,
-                record.reward,
-                float(outcome.accuracy),
+                logged,
+                accuracy,
             )
         yield bench.make_child(task_id, record.decisions, variables)
 
@@ -311,7 +320,7 @@ def _print(
     specialization: Sequence[Specialization],
 ) -> None:
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
-    print_summary(summaries, specialization, console)
+    print_summary(summaries, specialization, console, config.reward)
     written = ["trials.jsonl", "summary.json", "best/TASK", "tensorboard", "checkpoints"]
     if config.save_controller and config.learner != "random":
         written.append("controller")

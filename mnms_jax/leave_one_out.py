@@ -47,7 +47,8 @@ from mnms_jax.space import nearest
 from mnms_jax.store import TrialLog, claim_folder
 from mnms_jax.tabular import TableBenchmark, draw_reward
 from mnms_jax.tasks.traits import task_traits
-from mnms_jax.training.fit import Request, TrialResult
+from mnms_jax.training.fit import Request
+from mnms_jax.training.judge import TrialResult
 from mnms_jax.types import UserError
 
 _TABLES = {
@@ -146,7 +147,11 @@ def run_text_leave_one_out(
         pathlib.Path(config.workdir).expanduser(),
         contenders=contenders,
         threshold_trials=threshold_trials,
-        identity={"data": bench.inputs.digests, "early_stopping": config.early_stopping},
+        identity={
+            "data": bench.inputs.digests,
+            "early_stopping": config.early_stopping,
+            "reward": config.reward,
+        },
     )
 
 

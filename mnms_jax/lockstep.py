@@ -20,7 +20,8 @@ from mnms_jax.search import Proposal, Search, SearchState
 from mnms_jax.sources import bank_of_records
 from mnms_jax.space import SearchSpace
 from mnms_jax.store import TrialLog, TrialRecord
-from mnms_jax.training.fit import Request, TrialResult
+from mnms_jax.training.fit import Request
+from mnms_jax.training.judge import TrialResult
 from mnms_jax.types import PRNGKey
 
 # Gives children's results as they are done, with the index of each; `Trainer.train` is one.
@@ -171,7 +172,8 @@ def _run_round(
                 run.add(request.trial, request.design, result, index)
     for run, request in repeats:  # these cost nothing
         known = run.records[run.first[identity(request.task_name, request.design)]]
-        result = TrialResult(known.reward, known.failed, 0.0, 0, "log", known.rungs, known.stopped)
+        values = [getattr(known, name) for name in TrialResult._fields]
+        result = TrialResult(*values)._replace(seconds=0.0, samples=0, bucket="log")
         run.add(request.trial, request.design, result, index)
     for run, proposal, requests in zip(runs, proposals, asked, strict=True):
         if len(requests) == setup.trials_per_round:  # else the budget is spent

@@ -1,13 +1,15 @@
 """What a finished search has to say: its best children per task, against references."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import rich.console
+import rich.markup
 import rich.table
 
+from mnms_jax.reward import ACCURACY, SIZES, parse_reward
 from mnms_jax.space import SearchSpace
 from mnms_jax.store import TrialRecord
 from mnms_jax.tasks.reference import Reference
@@ -17,12 +19,13 @@ NUM_FINALISTS = 10
 
 
 class Finalists(NamedTuple):
-    """The best children of one search on one task, best validation accuracy first."""
+    """The best children of one search on one task, highest reward first."""
 
     label: str  # of the search, e.g. "ppo"
     num_trials: int  # that they were chosen from
     records: tuple[TrialRecord, ...]
-    test_accuracies: tuple[float, ...]
+    test_rewards: tuple[float | None, ...]  # the same formula on test; None: not defined there
+    test_metrics: tuple[Mapping[str, float], ...] = ()
 
 
 class TaskSummary(NamedTuple):
@@ -99,24 +102,30 @@ def print_summary(
     summaries: Sequence[TaskSummary],
     specialization: Sequence[Specialization],
     console: rich.console.Console,
+    reward: str = ACCURACY,
 ) -> None:
     """Prints the final table and what the controller came to prefer."""
-    table = rich.table.Table(title="accuracy in %, validation / test")
+    is_share = reward == ACCURACY
+    show = _percent if is_share else _plain
+    title = f"{reward}{' in %' if is_share else ''}, validation / test"
+    table = rich.table.Table(title=rich.markup.escape(title))
     for column in ("task", "searched by", "best by validation", f"mean of the top {NUM_FINALISTS}"):
         table.add_column(column, justify="left" if column[0] in "ts" else "right")
     for summary in summaries:
-        table.add_row(summary.task, *_cells(summary.finalists))
+        table.add_row(summary.task, *_cells(summary.finalists, show))
         if summary.random:
-            table.add_row("", *_cells(summary.random))
-        reference = f"{_percent(summary.reference.validation)} / {_percent(summary.reference.test)}"
+            table.add_row("", *_cells(summary.random, show))
+        reference = f"{show(summary.reference.validation)} / {show(summary.reference.test)}"
         table.add_row("", summary.reference.name, reference, "", end_section=True)
     console.print(table)
     for summary in summaries:
         if summary.finalists.records:
             best = summary.finalists.records[0]
             words = describe(best.decisions)
+            numbers = "" if is_share else _numbers(summary.finalists, reward)
             console.print(
-                f"best child on {summary.task} (trial {best.trial}): {words}", soft_wrap=True
+                f"best child on {summary.task} (trial {best.trial}{numbers}): {words}",
+                soft_wrap=True,
             )
         else:
             console.print(f"no child on {summary.task} trained without failing", soft_wrap=True)
@@ -125,7 +134,9 @@ def print_summary(
 
 
 def summary_json(
-    summaries: Sequence[TaskSummary], specialization: Sequence[Specialization]
+    summaries: Sequence[TaskSummary],
+    specialization: Sequence[Specialization],
+    reward: str = ACCURACY,
 ) -> dict:
     """Returns the final table as plain JSON data."""
 
@@ -133,8 +144,17 @@ def summary_json(
         if rows is None:
             return None
         return [
-            {"trial": r.trial, "validation": r.reward, "test": test, "decisions": r.decisions}
-            for r, test in zip(rows.records, rows.test_accuracies, strict=True)
+            {
+                "trial": r.trial,
+                "validation": r.reward,
+                "test": test,
+                "metrics": dict(r.metrics),
+                "test_metrics": dict(metrics),
+                "decisions": r.decisions,
+            }
+            for r, test, metrics in zip(
+                rows.records, rows.test_rewards, rows.test_metrics, strict=True
+            )
         ]
 
     tasks = {
@@ -145,25 +165,43 @@ def summary_json(
         }
         for summary in summaries
     }
-    return {"tasks": tasks, "specialization": [row._asdict() for row in specialization]}
+    differences = [row._asdict() for row in specialization]
+    return {"reward": reward, "tasks": tasks, "specialization": differences}
 
 
-def _cells(finalists: Finalists) -> tuple[str, str, str]:
+def _cells(finalists: Finalists, show: Callable[[float], str]) -> tuple[str, str, str]:
     name = f"{finalists.label} search, {finalists.num_trials} trials"
     if not finalists.records:
         return name, "-", "-"
     validation = np.array([record.reward for record in finalists.records], float)
-    test = np.array(finalists.test_accuracies)
+    test = np.array(finalists.test_rewards, float)  # NaN for None
     return (
         name,
-        f"{_percent(validation[0])} / {_percent(test[0])}",
-        f"{_percent(validation.mean())} ± {_percent(validation.std())} / "
-        f"{_percent(test.mean())} ± {_percent(test.std())}",
+        f"{show(validation[0])} / {show(test[0])}",
+        f"{show(validation.mean())} ± {show(validation.std())} / "
+        f"{show(test.mean())} ± {show(test.std())}",
     )
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+def _numbers(finalists: Finalists, reward: str) -> str:
+    """Returns the numbers in the best child's reward, e.g. "; accuracy 0.812 / 0.803"."""
+    known, tested = finalists.records[0].metrics, finalists.test_metrics[0]
+    return "".join(
+        f"; {name} {known[name]:,}"
+        if name in SIZES
+        else f"; {name} {_plain(known[name])} / {_plain(tested.get(name))}"
+        for name in parse_reward(reward).names
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None or np.isnan(share) else f"{100 * share:.1f}"
+
+
+def _plain(number: float | None) -> str:
+    if number is None or np.isnan(number):
+        return "-"
+    return f"{number:.4f}" if abs(number) < 1000 else f"{number:.4g}"
 
 
 def _print_specialization(rows: Sequence[Specialization], console: rich.console.Console) -> None:

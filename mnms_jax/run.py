@@ -17,7 +17,8 @@ from mnms_jax.search import Proposal, Search, SearchState
 from mnms_jax.space import SearchSpace
 from mnms_jax.store import TrialLog, TrialRecord, Workdir
 from mnms_jax.tracking import Progress, Tracker
-from mnms_jax.training.fit import Request, Trainer, TrialResult
+from mnms_jax.training.fit import Request, Trainer
+from mnms_jax.training.judge import TrialResult
 from mnms_jax.types import Choice, UserError
 
 _LEAST_AT_RUNG = 8  # children that came to a rung before it stops any

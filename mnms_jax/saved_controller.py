@@ -10,6 +10,7 @@ import numpy as np
 
 from mnms_jax.artifact import load_artifact, save_artifact
 from mnms_jax.replay import ReplayBank
+from mnms_jax.reward import ACCURACY
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Params, TaskTraits, UserError
 
@@ -22,6 +23,7 @@ class SavedController(NamedTuple):
     params: Params  # of the policy that `make_policy` gives for this space and these tasks
     trials: ReplayBank  # of each task, all that were finished
     traits: tuple[TaskTraits, ...]  # of each task
+    reward: str = ACCURACY  # formula of the trials' rewards
 
 
 def save_controller(path: pathlib.Path, controller: SavedController) -> None:
@@ -35,6 +37,7 @@ def save_controller(path: pathlib.Path, controller: SavedController) -> None:
         "space": space.to_json(),
         "fingerprint": space.fingerprint,
         "traits": [traits._asdict() for traits in controller.traits],
+        "reward": controller.reward,
         "rewards": _statistics(controller),
         "versions": {module.__name__: module.__version__ for module in (jax, flax)},
     }
@@ -60,6 +63,7 @@ def load_controller(path: str | pathlib.Path) -> SavedController:
             arrays["params"],
             ReplayBank(**arrays["trials"]),
             tuple(TaskTraits(**{**row, "words": tuple(row["words"])}) for row in data["traits"]),
+            data.get("reward", ACCURACY),  # which older ones don't say
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} holds no controller of this version: {error!r}") from error

@@ -12,6 +12,7 @@ from absl import logging
 from mnms_jax.controller import make_policy
 from mnms_jax.migrate import match_spaces, migrate_params, migrate_trials
 from mnms_jax.replay import ReplayBank
+from mnms_jax.reward import ACCURACY
 from mnms_jax.saved_controller import SavedController, load_controller
 from mnms_jax.space import SearchSpace
 from mnms_jax.store import TrialRecord
@@ -79,6 +80,7 @@ def to_save(
     params: Params,
     records: Sequence[TrialRecord],
     sources: SavedController | None = None,
+    reward: str = ACCURACY,
 ) -> SavedController:
     """Returns the controller of a search, with its sources' tasks and trials before its own.
 
@@ -88,6 +90,7 @@ def to_save(
       params: of the policy for the sources and the new tasks.
       records: the search's log. Repeats and trials that were stopped early aren't kept.
       sources: what the search started from.
+      reward: formula of the rewards, the sources' too.
     """
     finished = [r for r in records if r.bucket != "log" and not r.stopped]
     own = bank_of_records(space, [task.name for task in tasks], finished)
@@ -96,7 +99,7 @@ def to_save(
     names = tuple(traits)
     if sources is not None:
         own = _join(sources.trials, own, [names.index(task.name) for task in tasks])
-    return SavedController(names, space, params, own, tuple(traits.values()))
+    return SavedController(names, space, params, own, tuple(traits.values()), reward)
 
 
 def bank_of_records(

@@ -32,6 +32,7 @@ class TrialRecord(NamedTuple):
     round: int
     rungs: Sequence[float] = ()  # accuracies on the way, at the rungs of early stopping
     stopped: bool = False  # at the last of these rungs
+    metrics: Mapping[str, float] = {}  # on validation, and sizes; empty in logs of older versions
 
 
 class TrialLog:
@@ -239,6 +240,10 @@ def write_json(path: pathlib.Path, data: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
+# What searches that are older than a flag did.
+_BEFORE = {"reward": "accuracy"}
+
+
 def _check_config(path: pathlib.Path, config: Mapping[str, Any], resumable: Sequence[str]) -> None:
     config = json.loads(json.dumps(config))
     if path.exists():
@@ -248,10 +253,11 @@ def _check_config(path: pathlib.Path, config: Mapping[str, Any], resumable: Sequ
             raise UserError(
                 f"{path} is no JSON file; restore it, or take another --workdir"
             ) from None
+        before = {key: stored.get(key, _BEFORE.get(key)) for key in sorted({*stored, *config})}
         different = [
-            f"{key}: {stored.get(key)!r} there, {config.get(key)!r} now"
-            for key in sorted({*stored, *config})
-            if stored.get(key) != config.get(key) and key not in resumable
+            f"{key}: {value!r} there, {config.get(key)!r} now"
+            for key, value in before.items()
+            if value != config.get(key) and key not in resumable
         ]
         if different:
             raise UserError(

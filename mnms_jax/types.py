@@ -88,6 +88,7 @@ class ChildSpec(NamedTuple):
     hyperparameters: Any  # pytree of scalars and small arrays that the model reads
     optimizers: Mapping[str, OptimizerSettings]  # by top-level name of the parameters
     num_samples: int  # training examples seen, counted with repeats
+    unpadded: Hashable = None  # the architecture that has no unused units; None: it is the same
 
 
 class ChildModel(NamedTuple):

@@ -41,7 +41,7 @@ def test_trials_are_logged(finished):
     expected = [(name, trial) for trial in range(4) for name in ("sst2", "imdb")]
     assert [(row["task"], row["trial"]) for row in rows] == expected
     keys = {"task", "trial", "decisions", "reward", "failed", "samples", "bucket", "round"}
-    keys |= {"rungs", "stopped"}
+    keys |= {"rungs", "stopped", "metrics"}
     assert all(set(row) == keys for row in rows)
 
 

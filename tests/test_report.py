@@ -1,6 +1,7 @@
 import io
 
 import numpy as np
+import pytest
 import rich.console
 from toy import SPACE
 
@@ -64,8 +65,8 @@ def summaries():
     return [
         TaskSummary(
             "one",
-            Finalists("ppo", 5, records, (0.8, 0.6)),
-            Finalists("random", 4, records[1:], (0.6,)),
+            Finalists("ppo", 5, records, (0.8, 0.6), ({"auroc": 0.7}, {"auroc": 0.5})),
+            Finalists("random", 4, records[1:], (0.6,), ({},)),
             REFERENCE,
         ),
         TaskSummary("two", Finalists("ppo", 3, (), ()), None, REFERENCE),
@@ -88,6 +89,21 @@ def test_printed_table_has_all_figures():
     assert "differs by task: a (distance 1.00): one: 1 (100%); two: not in use (100%)" in text
 
 
+def test_another_reward_is_named_and_shown_as_it_is():
+    metrics = {"accuracy": 0.75, "params": 12345, "samples": 1}
+    best = record(2, 0.7091)._replace(metrics=metrics)
+    finalists = Finalists("ppo", 5, (best,), (None,), ({"accuracy": 0.5},))
+    rows = [TaskSummary("one", finalists, None, Reference("trees", None, None))]
+    console = rich.console.Console(file=io.StringIO(), width=120)
+    reward = "accuracy - 0.01 * log10(params)"
+    print_summary(rows, [], console, reward)
+    text = console.file.getvalue()
+    assert f"{reward}, validation / test" in text and "%" not in text
+    assert "0.7091 / -" in text and "trees" in text and "- / -" in text
+    assert "(trial 2; accuracy 0.7500 / 0.5000; params 12,345): a 2" in text
+    assert summary_json(rows, [], reward)["reward"] == reward
+
+
 def test_nothing_special_is_said_plainly():
     console = rich.console.Console(file=io.StringIO(), width=120)
     frequencies = {"one": np.eye(3), "two": np.eye(3)}
@@ -101,6 +117,8 @@ def test_json_has_the_same():
         "trial": 2,
         "validation": 0.9,
         "test": 0.8,
+        "metrics": {},
+        "test_metrics": {"auroc": 0.7},
         "decisions": {"a": 2},
     }
     assert data["tasks"]["two"]["random"] is None
@@ -121,6 +139,18 @@ def test_reference_separates_what_can_be_separated():
 
 def test_reference_of_one_class():
     assert fit_reference(task_of([1, 1], ["a b", "c d"]))[1:] == (1.0, 1.0)
+
+
+def test_reference_is_measured_as_children_are():
+    labels = [0, 1] * 20
+    texts = [f"{'good' if label else 'bad'} film number {i}" for i, label in enumerate(labels)]
+    texts[0] = texts[1]  # which is of the other class
+    task = task_of(labels, texts)
+    assert fit_reference(task, "balanced_accuracy").test == pytest.approx(1.95 / 2)
+    assert fit_reference(task, "1 - accuracy").test == pytest.approx(1 / 40)
+    assert fit_reference(task, "accuracy - params")[1:] == (None, None)
+    one = task_of([1, 1], ["a b", "c d"])
+    assert fit_reference(one, "auroc")[1:] == (None, None)
 
 
 def test_reference_of_many_classes():

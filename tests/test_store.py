@@ -28,7 +28,7 @@ def test_log_reads_back_what_it_wrote(tmp_path):
     again = TrialLog(tmp_path / "trials.jsonl")
     assert again.records == log.records == [record(0), record(1, None), record(2)]
     line = json.loads((tmp_path / "trials.jsonl").read_text().splitlines()[1])
-    names = "task trial decisions reward failed seconds samples bucket round rungs stopped"
+    names = "task trial decisions reward failed seconds samples bucket round rungs stopped metrics"
     assert list(line) == names.split()
     assert line["reward"] is None and line["failed"] == "diverged"
 

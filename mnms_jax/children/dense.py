@@ -116,6 +116,12 @@ def padded_units(design: Mapping[str, Choice]) -> int:
     return round_up(int(design["hidden_size"]), _LANES) if design["hidden_layers"] else 0
 
 
+def unpadded(architecture: Any, design: Mapping[str, Choice]) -> Any:
+    """Returns a design's architecture with as many hidden units as the design says."""
+    units = int(design["hidden_size"]) if design["hidden_layers"] else 0
+    return architecture._replace(hidden_size=units)
+
+
 def dense_hyperparameters(design: Mapping[str, Choice]) -> dict[str, AnyArray]:
     """Returns what `dense_layers` takes as traced inputs, by name; a design without has zeros.
 

@@ -14,6 +14,7 @@ from mnms_jax.children.dense import (
     dense_hyperparameters,
     dense_layers,
     padded_units,
+    unpadded,
 )
 from mnms_jax.children.layers import (
     ACTIVATIONS,
@@ -113,6 +114,7 @@ def _make_spec(design: Mapping[str, Choice]) -> ChildSpec:
         _hyperparameters(design),
         {"network": optimizer_settings(design)},
         samples,
+        unpadded(architecture, design),
     )
 
 

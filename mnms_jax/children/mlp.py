@@ -12,6 +12,7 @@ from mnms_jax.children.dense import (
     dense_hyperparameters,
     dense_layers,
     padded_units,
+    unpadded,
 )
 from mnms_jax.children.layers import ACTIVATIONS, keep_mask, make_child_model, optimizer_settings
 from mnms_jax.space import Decision, SearchSpace
@@ -87,6 +88,7 @@ def _make_spec(design: Mapping[str, Choice]) -> ChildSpec:
         hyperparameters,
         {"network": optimizer_settings(design)},
         int(design["samples"]),
+        unpadded(architecture, design),
     )
 
 

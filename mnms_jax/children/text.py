@@ -19,6 +19,7 @@ from mnms_jax.children.dense import (
     dense_hyperparameters,
     dense_layers,
     padded_units,
+    unpadded,
 )
 from mnms_jax.children.layers import (
     ACTIVATIONS,
@@ -187,6 +188,7 @@ def make_text_family(
             _hyperparameters(design),
             _optimizers(design),
             int(design["samples"]),
+            unpadded(architecture, design),
         )
 
     return ChildFamily(space, make_spec, make_text_model)

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mnms_jax.children.mlp import RecordPreprocessing
+from mnms_jax.reward import ACCURACY, measure, parse_reward
 from mnms_jax.tasks.images import resize
 from mnms_jax.tasks.records import encode_records, fit_record_encoder
 from mnms_jax.tasks.text import find_words
-from mnms_jax.types import Task
+from mnms_jax.types import Split, Task
 
 _NAMES = {
     "text": "TF-IDF + logistic regression",
@@ -22,26 +23,31 @@ _MOST_WEIGHTS = 2**25  # of a model for many classes: 256 MiB
 
 
 class Reference(NamedTuple):
-    """Accuracies of the reference."""
+    """What the reference would be rewarded with; None where that isn't defined."""
 
     name: str
-    validation: float
-    test: float
+    validation: float | None
+    test: float | None
 
 
-def fit_reference(task: Task) -> Reference:
+def fit_reference(task: Task, reward: str = ACCURACY) -> Reference:
     """Fits a classical model on the training examples.
 
     Of texts, logistic regression on the TF-IDF of words and bigrams, whose vocabulary is the
     training texts' alone; of images, the same on their pixels; of records, gradient-boosted trees.
     Validation chooses the inverse regulariser, or the learning rate, and the test examples are
-    looked at once.
+    looked at once. A reward that isn't of METRICS alone isn't defined for such a model.
     """
+    rewarded = parse_reward(reward)
     name = _NAMES[task.kind]
     train, validation, test = (task.splits[name] for name in ("train", "validation", "test"))
     if len(np.unique(train.labels)) < 2:
-        share = [float(np.mean(split.labels == train.labels[0])) for split in (validation, test)]
-        return Reference(name, *share)
+        constant = np.eye(task.num_classes)[train.labels[0]]
+        values = [
+            rewarded(measure(split.labels, np.tile(constant, (len(split.labels), 1))))[0]
+            for split in (validation, test)
+        ]
+        return Reference(name, *values)
     if task.kind == "record":
         encoder = fit_record_encoder(train.inputs, RecordPreprocessing("standard"))
         train, validation, test = (
@@ -53,10 +59,15 @@ def fit_reference(task: Task) -> Reference:
         # Of too few iterations: their number is chosen, see _image_models.
         warnings.filterwarnings("ignore", ".*failed to converge", UserWarning)
         models = [model.fit(train.inputs, train.labels) for model in make_models[task.kind](task)]
-    scores = [float(model.score(validation.inputs, validation.labels)) for model in models]
-    best = int(np.argmax(scores))
-    test_score = float(models[best].score(test.inputs, test.labels))
-    return Reference(name, scores[best], test_score)
+
+    def judge(model: Any, split: Split) -> float | None:
+        probabilities = np.zeros((len(split.labels), task.num_classes))
+        probabilities[:, model.classes_] = model.predict_proba(split.inputs)
+        return rewarded(measure(split.labels, probabilities))[0]
+
+    rewards = [judge(model, validation) for model in models]
+    best = int(np.argmax([-np.inf if reward is None else reward for reward in rewards]))
+    return Reference(name, rewards[best], judge(models[best], test))
 
 
 def _text_models(task: Task) -> list[Any]:

@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnms_jax.devices import map_trials, trial_devices, trial_sharding
+from mnms_jax.reward import ACCURACY
 from mnms_jax.training.executables import ProgramFolder, program_key
+from mnms_jax.training.judge import Judge, TrialResult, num_steps, variable_shapes
 from mnms_jax.training.optimizer import coefficients
 from mnms_jax.training.plan import Chunk, choose_lanes, cost_model, plan_chunks
 from mnms_jax.training.pool import FutureProgram, IdleClock, Program, ProgramPool
-from mnms_jax.training.program import BATCH_SIZE, Outcome, Recipe, make_program
+from mnms_jax.training.program import Outcome, Recipe, make_program
 from mnms_jax.types import (
     AnyArray,
     Array,
@@ -55,18 +57,6 @@ class Request(NamedTuple):
     trial: int  # number of the trial on its task, from 0
     design: Mapping[str, Choice]
     rung_accuracies: Sequence[float] = ()  # to be reached at the first rungs, or it is stopped
-
-
-class TrialResult(NamedTuple):
-    """What became of a trial."""
-
-    reward: float | None  # validation accuracy in [0, 1], at its end; None when failed
-    failed: str | None  # the reason
-    seconds: float  # of training, without compilation
-    samples: int  # training examples seen
-    bucket: str  # the compiled program
-    rungs: Sequence[float] = ()  # accuracies at the rungs on the way
-    stopped: bool = False  # at the last of these rungs, not being good enough
 
 
 class TrainerStats(NamedTuple):
@@ -107,7 +97,8 @@ class Trainer:
       program_folder: where compiled programs are kept for later processes, up to 2 GB; the user's
         own, as they are code. Only those of this package's families are.
       rung_samples: training examples seen, ascending, after which children are evaluated and
-        hopeless ones stopped; a child's own end counts as none.
+        hopeless ones, by their accuracy, stopped; a child's own end counts as none.
+      reward: what children are rewarded with, a formula, see `parse_reward`.
     """
 
     def __init__(
@@ -123,12 +114,14 @@ class Trainer:
         max_programs: int = 512,
         program_folder: pathlib.Path | None = None,
         rung_samples: Sequence[int] = (),
+        reward: str = ACCURACY,
     ):
         self._family = family
         self._data = data
         self._num_classes = num_classes
         self._seed = seed
-        self._rung_steps = np.array([_num_steps(samples) for samples in rung_samples], np.int32)
+        self._judge = Judge(family, reward)
+        self._rung_steps = np.array([num_steps(samples) for samples in rung_samples], np.int32)
         devices = list(trial_devices() if devices is None else devices)
         self._sharding = trial_sharding(devices)
         self._platform = devices[0].platform
@@ -220,7 +213,6 @@ class Trainer:
         if len(members) > size:
             parts = [members[start : start + size] for start in range(0, len(members), size)]
             return [result for part in parts for result in self._train(program, part)]
-        label = str(members[0][1].architecture)
         start = time.perf_counter()
         outcomes = None
         with self._clock.training():
@@ -236,11 +228,14 @@ class Trainer:
             return self._train(self._program(*members[0]), members)
         seconds /= len(members)
         if outcomes is None:
+            label = str(members[0][1].architecture)
             return [TrialResult(None, "out of memory", seconds, 0, label)] * len(members)
-        return [
-            _result(jax.tree.map(lambda x, i=i: x[i], outcomes), spec, seconds, label)
-            for i, (_, spec) in enumerate(members)
-        ]
+        results = []
+        for i, (request, spec) in enumerate(members):
+            outcome = jax.tree.map(lambda x, i=i: x[i], outcomes)
+            data = self._data(request.task_id, spec)
+            results.append(self._judge(outcome, spec, data, seconds))
+        return results
 
     def _halve(self, architecture: Hashable, size: int) -> bool:
         """Has a program that is too large replaced by one of half the lanes; not one of a lane."""
@@ -284,10 +279,9 @@ class Trainer:
 
     def _child_bytes(self, request: Request, spec: ChildSpec) -> int:
         """Returns the size of a child's data, variables, gradients and optimiser's slots."""
-        seed, recipe, data = self._inputs(request, spec)
+        data = self._data(request.task_id, spec)
         model = self._family.make_model(spec.architecture, self._num_classes)
-        batch = jax.tree.map(lambda rows: rows[:BATCH_SIZE], data.inputs)
-        variables = jax.eval_shape(model.init, seed, batch, data.constants, recipe.hyperparameters)
+        variables = variable_shapes(model, spec, data)
         # A parameter is there as itself, gradient, two slots, and once more in the result.
         return _num_bytes(data) + 5 * _num_bytes(variables)
 
@@ -295,7 +289,7 @@ class Trainer:
         optimizers = {name: coefficients(s) for name, s in spec.optimizers.items()}
         needed = np.full(len(self._rung_steps), -np.inf, np.float32)
         needed[: len(request.rung_accuracies)] = request.rung_accuracies
-        steps = _num_steps(spec.num_samples)
+        steps = num_steps(spec.num_samples)
         recipe = Recipe(spec.hyperparameters, optimizers, steps, self._rung_steps, needed)
         return self._trial_seed(request), recipe, self._data(request.task_id, spec)
 
@@ -363,28 +357,6 @@ def _num_bytes(tree: Any) -> int:
 def _stack(*arrays: AnyArray) -> AnyArray:
     """Stacks arrays where they are; the many small ones are on the host, where it takes no time."""
     return (jnp if isinstance(arrays[0], jax.Array) else np).stack(arrays)
-
-
-def _result(outcome: Outcome, spec: ChildSpec, seconds: float, label: str) -> TrialResult:
-    """Returns what a child's outcome, on the host, says of its trial."""
-    steps, most = int(outcome.num_steps), int(_num_steps(spec.num_samples))
-    rungs = tuple(outcome.rungs[np.isfinite(outcome.rungs)].tolist())
-    reward, failed = float(outcome.accuracy), None
-    if not np.isfinite(reward):
-        failed = f"diverged: not finite after step {steps} of {most}"
-    return TrialResult(
-        None if failed else reward,
-        failed,
-        seconds,
-        steps * BATCH_SIZE,
-        label,
-        rungs,
-        stopped=not failed and steps < most,
-    )
-
-
-def _num_steps(num_samples: int) -> np.int32:
-    return np.int32(-(-num_samples // BATCH_SIZE))
 
 
 def _num_cores() -> int:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mnms_jax.children.layers import counter_bits, mix
 from mnms_jax.training.optimizer import Coefficients, apply_gradients, init_slots
@@ -31,6 +32,7 @@ class Outcome(NamedTuple):
     loss: Array  # [], of the last batch
     num_steps: Array  # int32 [], steps made
     rungs: Array  # [R], accuracies at the rungs; NaN where it never came
+    logits: Array  # [M, BATCH_SIZE, C], of the last evaluation's batches, see `evaluated_logits`
 
 
 class _Loop(NamedTuple):
@@ -40,6 +42,7 @@ class _Loop(NamedTuple):
     correct: Array  # int32 [], of their rows
     accuracies: Array  # [R + 1], NaN where it hasn't come yet
     loss: Array  # [], of the last batch trained on
+    logits: Array  # [M + 1, BATCH_SIZE, C], of evaluated batches; the last ones are of no use
     params: Params
     batch_stats: Params
     slots: Params
@@ -86,11 +89,13 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
                 _training_rows(seed, loop.step, data.num_train),
                 data.first_evaluation + evaluated,
             )
-            (loss, (correct, batch_stats)), grads = loss_fn(loop.params, loop, rows, training)
+            (loss, aux), grads = loss_fn(loop.params, loop, rows, training)
+            logits, correct, batch_stats = aux
             params, slots = apply_gradients(
                 loop.params, grads, loop.slots, groups, loop.step, recipe.num_steps, training
             )
             evaluating = active & ~training
+            slot = jnp.where(evaluating, loop.position, len(loop.logits) - 1)
             position = loop.position + evaluating
             num_correct = loop.correct + jnp.sum(correct & counts & evaluating)
             there = position == _num_batches(data.num_evaluation)
@@ -105,6 +110,7 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
                 jnp.where(here, accuracy, loop.accuracies),
                 # The last step's divergence shows in the first loss of the evaluation.
                 jnp.where(active & (training | ~jnp.isfinite(loss)), loss, loop.loss),
+                jax.lax.dynamic_update_index_in_dim(loop.logits, logits, slot, 0),
                 params,
                 batch_stats,
                 slots,
@@ -116,11 +122,15 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
                 return active
             return jax.lax.pmax(active.astype(jnp.int32), axis_name) > 0
 
-        loop = jax.lax.while_loop(any_active, body, _start(variables, groups, num_rungs))
+        example = (variables, first_batch, data.constants, hyper, seed, False)
+        shape = jax.eval_shape(model.apply, *example)[0].shape
+        # How many rows are evaluated on isn't known when this is compiled; fewer than all.
+        logits = jnp.zeros((len(data.labels) // BATCH_SIZE + 2, *shape))
+        loop = jax.lax.while_loop(any_active, body, _start(variables, groups, num_rungs, logits))
         last = jnp.sum(jnp.isfinite(loop.accuracies)) - 1
         accuracy = jnp.where(jnp.isfinite(loop.loss), loop.accuracies[last], jnp.nan)
         rungs = jnp.where(recipe.rung_steps < recipe.num_steps, loop.accuracies[:-1], jnp.nan)
-        outcome = Outcome(accuracy, loop.loss, loop.step, rungs)
+        outcome = Outcome(accuracy, loop.loss, loop.step, rungs, loop.logits[:-1])
         return outcome, {"params": loop.params, "batch_stats": loop.batch_stats}
 
     return train
@@ -170,8 +180,21 @@ def predict(
     return logits.reshape(-1, logits.shape[-1])[:num_rows]
 
 
+def evaluated_logits(batches: np.ndarray, num_rows: int) -> np.ndarray:
+    """Returns the logits [num_rows, C] of the rows that a child was evaluated on, in their order.
+
+    Args:
+      batches: an outcome's logits, [M, BATCH_SIZE, C].
+      num_rows: of the data to evaluate on.
+    """
+    place = np.arange(BATCH_SIZE + 1) * num_rows // BATCH_SIZE
+    sizes = np.diff(place)  # of the places' strata
+    counts = np.arange(len(batches))[None] < sizes[:, None]
+    return np.swapaxes(batches, 0, 1)[counts]
+
+
 def _make_loss(model: ChildModel, seed: Array, hyper: Any, data: ChildData) -> Callable:
-    """Returns params, loop, rows, training -> loss, (correct rows, new batch statistics)."""
+    """Returns params, loop, rows, training -> loss, (logits, hits, new batch statistics)."""
 
     def loss_fn(params: Params, loop: _Loop, rows: Array, training: Array) -> tuple[Array, tuple]:
         batch = _take(data.inputs, rows)
@@ -183,12 +206,15 @@ def _make_loss(model: ChildModel, seed: Array, hyper: Any, data: ChildData) -> C
         valid = jnp.arange(logits.shape[-1]) < data.num_classes
         logits = jnp.where(valid[None], logits, -1e9)
         labels = _take(data.labels, rows)
-        return cross_entropy(logits, labels), (jnp.argmax(logits, -1) == labels, batch_stats)
+        hits = jnp.argmax(logits, -1) == labels
+        return cross_entropy(logits, labels), (logits, hits, batch_stats)
 
     return loss_fn
 
 
-def _start(variables: Params, groups: dict[str, Coefficients], num_rungs: int) -> _Loop:
+def _start(
+    variables: Params, groups: dict[str, Coefficients], num_rungs: int, logits: Array
+) -> _Loop:
     zero, params = jnp.int32(0), variables["params"]
     return _Loop(
         step=zero,
@@ -197,6 +223,7 @@ def _start(variables: Params, groups: dict[str, Coefficients], num_rungs: int) -
         correct=zero,
         accuracies=jnp.full(num_rungs + 1, jnp.nan),
         loss=jnp.float32(0),
+        logits=logits,
         params=params,
         batch_stats=variables.get("batch_stats", {}),
         slots=init_slots(params, groups),
