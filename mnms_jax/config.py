@@ -88,7 +88,20 @@ class Config:
         "number rounds otherwise, and so makes another search.",
     )
     num_workers: int = _option(
-        0, "Threads that train children at once; 0: one a core (2 with an accelerator)."
+        0,
+        "Threads that train children at once; 0: one a core (2 with an accelerator). Or Ray's "
+        "workers; 0: one for each GPU, or core, of its cluster.",
+    )
+    executor: str = _option(
+        "local", "Who trains children: threads of this process, or Ray's workers.", ("local", "ray")
+    )
+    ray_address: str = _option(
+        "", "Ray cluster to join: HOST:PORT, or auto; empty: one is started on this machine."
+    )
+    rounds_in_flight: int = _option(
+        1,
+        "Rounds trained at once. With more than one, workers needn't wait for the last child of a "
+        "round, and the controller proposes without having been told of the rounds before.",
     )
 
     def __post_init__(self) -> None:
@@ -106,6 +119,7 @@ class Config:
             ("num_workers", self.num_workers >= 0, "at least 0"),
             ("lanes", self.lanes >= 0, "at least 0"),
             ("max_train_examples", self.max_train_examples >= 0, "at least 0"),
+            ("rounds_in_flight", self.rounds_in_flight >= 1, "at least 1"),
             ("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295"),
             ("time_limit", self.time_limit >= 0, "at least 0"),
             ("early_stopping", 0 <= self.early_stopping < 1, "at least 0 and below 1"),
@@ -118,6 +132,13 @@ class Config:
                 raise UserError(f"--{field.name}={value}: must be one of {', '.join(choices)}")
         # The same formulas are the same text, as it is compared and shown.
         object.__setattr__(self, "reward", parse_reward(self.reward).formula)
+        if self.rounds_in_flight > 1 and self.learner not in ("ppo", "random"):
+            raise UserError(
+                f"--rounds_in_flight={self.rounds_in_flight}: {self.learner} learns from its own "
+                "policy's trials alone; take --learner=ppo, or one round"
+            )
+        if self.ray_address and self.executor != "ray":
+            raise UserError(f"--ray_address={self.ray_address}: this goes with --executor=ray")
         for entry in self.embeddings:
             name, separator, path = entry.partition("=")
             if entry not in BUILT_IN_EMBEDDINGS and not (name and separator and path):
@@ -233,6 +254,8 @@ RESUMABLE = (
     "save_controller",
     "compare_random",
     "num_workers",
+    "executor",
+    "ray_address",
     "data_dir",
     "from_",
 )

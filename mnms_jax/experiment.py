@@ -22,6 +22,7 @@ from mnms_jax.bench import Bench, make_bench
 from mnms_jax.config import LOCAL, RESUMABLE, Config, TransferConfig
 from mnms_jax.controller import choice_frequencies, make_policy, make_random_policy
 from mnms_jax.devices import exchange, from_first
+from mnms_jax.executor import Executor, open_executor
 from mnms_jax.export import Child, save_child
 from mnms_jax.learner import make_learner, make_null_learner
 from mnms_jax.report import (
@@ -147,13 +148,14 @@ def run_experiment(config: Config) -> dict:
         workdir = stack.enter_context(_open(path, config, bench, sources))
         compare = config.compare_random and config.learner != "random"
         limit = (config.time_limit or float("inf")) / (2 if compare else 1)
-        policy, state = _search(config, bench, workdir, limit, sources)
+        executor = stack.enter_context(open_executor(config, bench))
+        policy, state = _search(config, bench, executor, workdir, limit, sources)
         records, random_records = workdir.log.records, None
         if compare:
             fewest = min(sum(r.task == task.name for r in records) for task in bench.tasks)
             rival = dataclasses.replace(config, learner="random", num_trials=max(fewest, 1))
             random_workdir = stack.enter_context(_open(path / "random", rival, bench))
-            _search(rival, bench, random_workdir, limit)
+            _search(rival, bench, executor, random_workdir, limit)
             random_records = random_workdir.log.records
         conclude = functools.partial(
             _conclude, config, bench, path, policy, state, records, random_records, sources
@@ -217,6 +219,7 @@ def _check_equal(identity: Mapping[str, Any]) -> None:
 def _search(
     config: Config,
     bench: Bench,
+    executor: Executor,
     workdir: Workdir,
     limit: float,
     sources: SavedController | None = None,
@@ -226,9 +229,10 @@ def _search(
         bench.family.space,
         tuple(task.name for task in bench.tasks),
         search,
-        bench.trainer,
+        executor,
         Budget(config.num_trials, time.monotonic() + limit),
         config.early_stopping,
+        config.rounds_in_flight,
     )
     state = search.init(jax.random.key(config.seed))
     console = rich.console.Console(stderr=True, quiet=jax.process_index() > 0)

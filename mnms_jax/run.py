@@ -1,10 +1,11 @@
 """The straight line of a run: rounds of ask, train and tell, with everything kept on disk."""
 
+import collections
 import contextlib
 import json
 import time
-from collections.abc import Generator, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,13 @@ import numpy as np
 from absl import logging
 
 from mnms_jax.devices import exchange, from_first
+from mnms_jax.executor import Executor
 from mnms_jax.learner import Metrics
 from mnms_jax.search import Proposal, Search, SearchState
 from mnms_jax.space import SearchSpace
 from mnms_jax.store import TrialLog, TrialRecord, Workdir
 from mnms_jax.tracking import Progress, Tracker
-from mnms_jax.training.fit import Request, Trainer
+from mnms_jax.training.fit import Request
 from mnms_jax.training.judge import TrialResult
 from mnms_jax.types import Choice, UserError
 
@@ -39,9 +41,21 @@ class RoundSetup(NamedTuple):
     space: SearchSpace
     task_names: tuple[str, ...]
     search: Search
-    trainer: Trainer
+    trainer: Executor
     budget: Budget
     early_stopping: float = 0.0  # share of a task's children that each rung stops
+    rounds_in_flight: int = 1  # being trained at once
+
+
+class _Round(NamedTuple):
+    """A round whose training has begun."""
+
+    number: int
+    proposal: Proposal
+    requests: Sequence[Request]
+    logged: Sequence[TrialRecord]  # of the first requests
+    fresh: Mapping[str, Request]  # what is trained, by design: new, and in no round before
+    outcomes: Generator[tuple[int, TrialResult]]  # of these
 
 
 def make_requests(
@@ -75,6 +89,13 @@ def run_rounds(
     what follows from them. A search that was killed at any moment therefore ends with the trials of
     one that was not; children that were still being trained are trained again, with equal results.
 
+    With A rounds in flight, a round is asked for as soon as the one A before it has been told, and
+    the learner is always A - 1 rounds behind, which off-policy learning allows: workers needn't
+    wait for a round's last child, nor for the learner. The learner of Wong & Gesmundo (2017) takes
+    whatever comes first from its actors. Here rounds are told whole and in order, since only so the
+    trials are the same in every run, whoever trained them at whatever speed, and a log can be gone
+    on from.
+
     In a run of several processes all call this, with logs that hold the same trials. Each trains
     its share of a round's children and is told the others' results, so that states and logs stay
     equal everywhere.
@@ -90,33 +111,61 @@ def run_rounds(
       The state after the last whole round.
     """
     trials_per_round = setup.search.ask(state).task_ids.size
-    restored = workdir.checkpoints.restore(state)
-    if restored is not None and len(workdir.log.records) >= restored.step * trials_per_round:
-        state = restored
-    elif restored is not None:
-        logging.warning("the log has fewer trials than the checkpoint: starting from the log alone")
+    ahead = setup.rounds_in_flight - 1
+    asked = [_ask(setup, state, offset) for offset in range(ahead)]
+    restored = workdir.checkpoints.restore(_kept(state, asked))
+    if restored is not None:
+        kept, kept_asked = restored if ahead else (restored, [])
+        if len(workdir.log.records) >= kept.step * trials_per_round:
+            state, asked = kept, list(kept_asked)
+        else:
+            logging.warning("the checkpoint is ahead of the log: starting from the log alone")
     start, num_before = time.monotonic(), len(workdir.log.records)
     num_rounds = -(-setup.budget.num_trials * len(setup.task_names) // trials_per_round)
     known = _known_results(workdir.log)
-    for round_index in range(int(state.step), num_rounds):
-        if _is_over(setup, workdir.log, (round_index + 1) * trials_per_round):
-            break
-        proposal = setup.search.ask(state)
-        if round_index + 1 < num_rounds:
-            _prefetch(setup, state, round_index + 1, known)
-        records = _train_round(setup, proposal, round_index, workdir.log, known)
-        metrics: Metrics = {}
-        if len(records) == len(proposal.task_ids):  # else the budget cuts this round short
-            rewards = [np.nan if r.reward is None else r.reward for r in records]
-            state, metrics = setup.search.tell(state, proposal, jnp.asarray(rewards, jnp.float32))
-            workdir.checkpoints.save(round_index + 1, state)
-        rounds = (round_index + 1, num_rounds)
-        num_new = len(workdir.log.records) - num_before
-        seconds = time.monotonic() - start
-        tracker.show(
-            _progress(setup, workdir.log.records, rounds, label, seconds, num_new, metrics)
-        )
+    begun: collections.deque[_Round] = collections.deque()
+    try:
+        for round_index in range(int(state.step), num_rounds):
+            asked.append(_ask(setup, state, ahead))
+            for index in range(round_index + len(begun), min(round_index + ahead + 1, num_rounds)):
+                if _is_over(setup, workdir.log, (index + 1) * trials_per_round):
+                    break
+                proposal = asked[index - round_index]
+                begun.append(_begin_round(setup, proposal, index, workdir.log, known, begun))
+            if not begun:
+                break
+            if round_index + 1 < num_rounds:
+                upcoming = asked[1] if ahead else _ask(setup, state, 1)
+                _prefetch(setup, upcoming, round_index + 1, known)
+            records = _finish_round(begun[0], workdir.log, known)
+            begun.popleft()
+            proposal, *asked = asked
+            metrics: Metrics = {}
+            if len(records) == len(proposal.task_ids):  # else the budget cuts this round short
+                rewards = [np.nan if r.reward is None else r.reward for r in records]
+                told = jnp.asarray(rewards, jnp.float32)
+                state, metrics = setup.search.tell(state, proposal, told)
+                workdir.checkpoints.save(round_index + 1, _kept(state, asked))
+            rounds = (round_index + 1, num_rounds)
+            num_new = len(workdir.log.records) - num_before
+            seconds = time.monotonic() - start
+            tracker.show(
+                _progress(setup, workdir.log.records, rounds, label, seconds, num_new, metrics)
+            )
+    finally:  # so that an error here ends the training too
+        for unfinished in begun:
+            unfinished.outcomes.close()
     return state
+
+
+def _ask(setup: RoundSetup, state: SearchState, offset: int) -> Proposal:
+    """Returns the proposal of the round so many after the state's own, with that round's key."""
+    return setup.search.ask(state._replace(step=state.step + offset))
+
+
+def _kept(state: SearchState, asked: Sequence[Proposal]) -> Any:
+    """Returns what a checkpoint holds: the state, and the rounds asked for from earlier ones."""
+    return (state, list(asked)) if asked else state
 
 
 def rung_accuracies(
@@ -157,13 +206,12 @@ def _is_over(setup: RoundSetup, log: TrialLog, num_trials: int) -> bool:
     return from_first(lambda: b"over" * (time.monotonic() > setup.budget.deadline)) != b""
 
 
-def _prefetch(setup: RoundSetup, state: SearchState, round_index: int, known: _Known) -> None:
+def _prefetch(setup: RoundSetup, proposal: Proposal, round_index: int, known: _Known) -> None:
     """Has the programs that the next round probably needs compiled while this one's train.
 
-    They are those of the children that the round would have if the controller learned nothing from
-    this one: its random numbers are the next round's own.
+    With one round in flight they are those of the children that the round would have if the
+    controller learned nothing from this one: its random numbers are the next round's own.
     """
-    proposal = setup.search.ask(state._replace(step=state.step + 1))
     requests = make_requests(setup.space, setup.task_names, proposal, round_index)
     setup.trainer.prefetch(
         [
@@ -175,84 +223,101 @@ def _prefetch(setup: RoundSetup, state: SearchState, round_index: int, known: _K
     )
 
 
-def _train_round(
-    setup: RoundSetup, proposal: Proposal, round_index: int, log: TrialLog, known: _Known
-) -> list[TrialRecord]:
-    """Returns the round's trials in order, from the log where it holds them, else trained.
+def _begin_round(
+    setup: RoundSetup,
+    proposal: Proposal,
+    round_index: int,
+    log: TrialLog,
+    known: _Known,
+    begun: Iterable[_Round],
+) -> _Round:
+    """Has a round's children trained, but those that the log holds and those of known designs.
 
-    What is trained is added to the log and to the known results.
+    Args:
+      setup: the search.
+      proposal: of the round.
+      round_index: of the round.
+      log: holds the trials of all rounds but those in flight, and when resumed maybe more.
+      known: results of earlier trials.
+      begun: the rounds in flight, whose designs will be known.
     """
     requests = [
         request
         for request in make_requests(setup.space, setup.task_names, proposal, round_index)
         if request.trial < setup.budget.num_trials
     ]
+    told = round_index - setup.rounds_in_flight + 1  # rounds whose trials may count
     needed = {
-        name: rung_accuracies(log.records, name, round_index, setup.early_stopping)
+        name: rung_accuracies(log.records, name, told, setup.early_stopping)
         for name in setup.task_names
     }
     requests = [request._replace(rung_accuracies=needed[request.task_name]) for request in requests]
+    logged = _logged(log, requests)
+    fresh: dict[str, Request] = {}
+    for request in requests[len(logged) :]:
+        own = identity(request.task_name, request.design)
+        if own not in known and not any(own in other.fresh for other in begun):
+            fresh.setdefault(own, request)
+    outcomes = _train_shared(setup.trainer, list(fresh.values()))
+    return _Round(round_index, proposal, requests, logged, fresh, outcomes)
+
+
+def _logged(log: TrialLog, requests: Sequence[Request]) -> list[TrialRecord]:
+    """Returns what the log holds of a round: its first trials.
+
+    Raises:
+      UserError: the log lacks one before them, or has another design.
+    """
     logged = {(record.task, record.trial): record for record in log.records}
-    records: list[TrialRecord | None] = []
-    for request in requests:
-        record = logged.get((request.task_name, request.trial))
+    found = [logged.get((request.task_name, request.trial)) for request in requests]
+    records = [record for record in found if record is not None]
+    for record, request in zip(found, requests, strict=True):
         if record is not None:
             check_logged(record, request)
-        records.append(record)
-    num_logged = sum(record is not None for record in records)
-    if None in records[:num_logged]:
+    if None in found[: len(records)]:
         raise UserError("the log lacks a trial before others of its round; it was edited")
-    new = _train_new(setup.trainer, requests[num_logged:], known, round_index)
-    with contextlib.closing(new):  # so that an error here ends the training too
-        for record in new:
+    return records
+
+
+def _finish_round(begun: _Round, log: TrialLog, known: _Known) -> list[TrialRecord]:
+    """Returns a round's trials in order; what is new is added to the log and the known results."""
+    records = list(begun.logged)
+    with contextlib.closing(begun.outcomes):
+        for record in _new_records(begun, known):
             log.append(record)
-            records[num_logged] = record
-            num_logged += 1
-    return [record for record in records if record is not None]
+            records.append(record)
+    return records
 
 
-def _train_new(
-    trainer: Trainer,
-    requests: Sequence[Request],
-    known: _Known,
-    round_index: int,
-) -> Generator[TrialRecord]:
-    """Yields trials in the order of the requests, each as soon as all before it are there.
-
-    Args:
-      trainer: trains the designs that are new.
-      requests: what to train.
-      known: this round's are added.
-      round_index: of this round.
-    """
-    fresh: dict[str, Request] = {}
-    for request in requests:
-        if identity(request.task_name, request.design) not in known:
-            fresh.setdefault(identity(request.task_name, request.design), request)
-    identities = list(fresh)
-    with contextlib.closing(_train_shared(trainer, list(fresh.values()))) as outcomes:
-        for request in requests:
-            own = identity(request.task_name, request.design)
-            while own not in known:
-                index, result = next(outcomes)
-                known[identities[index]] = (fresh[identities[index]].trial, result)
-            trial, result = known[own]
-            if trial != request.trial:  # a repeat costs nothing
-                result = result._replace(seconds=0.0, samples=0, bucket="log")
-            design = dict(request.design)
-            yield TrialRecord(
-                request.task_name, request.trial, design, **result._asdict(), round=round_index
-            )
+def _new_records(begun: _Round, known: _Known) -> Generator[TrialRecord]:
+    """Yields the trials that weren't logged, each as soon as all before it are there."""
+    identities = list(begun.fresh)
+    for request in begun.requests[len(begun.logged) :]:
+        own = identity(request.task_name, request.design)
+        while own not in known:
+            index, result = next(begun.outcomes)
+            known[identities[index]] = (begun.fresh[identities[index]].trial, result)
+        trial, result = known[own]
+        if trial != request.trial:  # a repeat costs nothing
+            result = result._replace(seconds=0.0, samples=0, bucket="log")
+        design = dict(request.design)
+        yield TrialRecord(
+            request.task_name, request.trial, design, **result._asdict(), round=begun.number
+        )
 
 
 def _train_shared(
-    trainer: Trainer, requests: Sequence[Request]
+    trainer: Executor, requests: Sequence[Request]
 ) -> Generator[tuple[int, TrialResult]]:
-    """Yields what `Trainer.train` does, in every process; each has trained its share."""
-    first, step = jax.process_index(), jax.process_count()
-    if step == 1:
-        yield from trainer.train(requests)
-        return
+    """Returns what `Executor.train` does, in every process; each has trained its share."""
+    if jax.process_count() == 1:
+        return trainer.train(requests)
+    return _train_share(trainer, requests, jax.process_index(), jax.process_count())
+
+
+def _train_share(
+    trainer: Executor, requests: Sequence[Request], first: int, step: int
+) -> Generator[tuple[int, TrialResult]]:
     own = [(first + step * i, result) for i, result in trainer.train(requests[first::step])]
     for message in exchange(json.dumps(own).encode()):
         for index, result in json.loads(message):

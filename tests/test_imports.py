@@ -15,12 +15,13 @@ ORDER = """types space reward tabular controller replay advantage losses learner
 reward_model candidates search evolution transfer migrate children.ragged children.layers
 children.dense children.text children.image children.mlp training.optimizer devices simulate
 training.plan training.program training.judge training.pool training.executables training.fit
-tasks.splits tasks.text tasks.traits tasks.packaged tasks.pickles tasks.columns tasks.records
-tasks.files tasks.images tasks.table_files tasks.tables tasks.embeddings tasks.tfds_specs
-tasks.tfds_folders tasks.tfds tasks.inputs tasks.image_inputs tasks.record_inputs tasks.reference
-tasks.registry config store artifact export saved_controller bench sources tracking report methods
-strategies comparison tabular_experiment charts page figures run lockstep experiment schedule
-leave_one_out history analysis search_charts drawing html_report cli""".split()
+training.ray_trainer tasks.splits tasks.text tasks.traits tasks.packaged tasks.pickles
+tasks.columns tasks.records tasks.files tasks.images tasks.table_files tasks.tables
+tasks.embeddings tasks.tfds_specs tasks.tfds_folders tasks.tfds tasks.inputs tasks.image_inputs
+tasks.record_inputs tasks.reference tasks.registry config store artifact export saved_controller
+bench executor sources tracking report methods strategies comparison tabular_experiment charts
+page figures run lockstep experiment schedule leave_one_out history analysis search_charts
+drawing html_report cli""".split()
 PURE = ORDER[: ORDER.index("training.program") + 1]
 IMPURE_LIBRARIES = {"absl", "tensorflow_datasets", "orbax", "tensorboardX", "rich", "pathlib", "os"}
 

@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import shutil
 import time
 
 import jax
@@ -68,12 +69,22 @@ def trainer(family):
     return make_trainer(TASKS, family)
 
 
-def setup_of(family, trainer, num_trials=8, early_stopping=0.0, learning_rate=0.02, **budget):
+def setup_of(
+    family,
+    trainer,
+    num_trials=8,
+    early_stopping=0.0,
+    learning_rate=0.02,
+    rounds_in_flight=1,
+    **budget,
+):
     policy = make_policy(family.space, 2)
     learner = make_ppo_learner(policy, learning_rate=learning_rate)
     search = make_search(family.space, policy, learner, num_tasks=2, trials_per_task=3)
     budget = Budget(num_trials, **budget)
-    setup = RoundSetup(family.space, NAMES, search, trainer, budget, early_stopping)
+    setup = RoundSetup(
+        family.space, NAMES, search, trainer, budget, early_stopping, rounds_in_flight
+    )
     return setup, search.init(jax.random.key(0))
 
 
@@ -125,6 +136,80 @@ def test_failures_are_logged_with_a_reason_and_the_search_goes_on(whole):
     assert failed and any(r.reward is not None for r in records)
     assert all((r.reward is None) == (r.failed is not None) for r in records)
     assert any(r.failed and "diverged" in r.failed for r in failed)
+
+
+class EagerTrainer(DyingTrainer):
+    """Trains at once what it is given; notes which trials."""
+
+    def __init__(self, trainer):
+        super().__init__(trainer, 99)
+        self.given = []
+
+    def train(self, requests):
+        self.given.append([(r.task_name, r.trial) for r in requests])
+        results = list(super().train(requests))
+        return (result for result in reversed(results))
+
+
+class TwoInFlight:
+    """A search with two rounds in flight, compiled once."""
+
+    def __init__(self, family, trainer):
+        self.setup, self.start = setup_of(family, trainer, rounds_in_flight=2)
+
+    def run(self, path, tracker=None, **changes):
+        """Returns the last state and the records."""
+        setup = self.setup._replace(**changes)
+        with open_workdir(path, {}) as workdir:
+            state = run_rounds(setup, self.start, workdir, tracker or Recorder(), "ppo")
+            return state, workdir.log.records
+
+
+@pytest.fixture(scope="module")
+def in_flight(tmp_path_factory, family, trainer):
+    search, path = TwoInFlight(family, trainer), tmp_path_factory.mktemp("in_flight")
+    return search, path, *search.run(path)
+
+
+def test_rounds_in_flight_are_given_out_before_the_one_before_is_told(
+    tmp_path, family, trainer, in_flight
+):
+    search, path, _, records = in_flight
+    assert [(r.task, r.trial) for r in records] == [(n, t) for t in range(8) for n in NAMES]
+    # The first two rounds are the first policy's, whatever the first one's rewards.
+    for i, start in ((0, 0), (1, 6)):
+        proposal = search.setup.search.ask(search.start._replace(step=search.start.step + i))
+        designs = [dict(r.design) for r in make_requests(family.space, NAMES, proposal, i)]
+        assert designs == [r.decisions for r in records[start : start + 6]]
+
+    class Noting:
+        def show(self, progress):
+            given.append(len(eager.given))
+
+    given, eager = [], EagerTrainer(trainer)
+    search.run(tmp_path, Noting(), trainer=eager)
+    assert given == [2, 3, 3]
+    trained = [trial for call in eager.given for trial in call]
+    assert sorted(trained) == sorted((r.task, r.trial) for r in records if r.bucket != "log")
+    assert lines(tmp_path) == lines(path)
+
+
+@pytest.mark.parametrize("lifetime", [2, 8])
+def test_a_search_with_rounds_in_flight_dies_and_ends_with_the_same_trials(
+    tmp_path, trainer, in_flight, lifetime
+):
+    search, path, last, _ = in_flight
+    with pytest.raises(DiedError):
+        search.run(tmp_path, trainer=DyingTrainer(trainer, lifetime))
+    search.run(tmp_path, budget=Budget(6))
+    search.run(tmp_path)
+    assert lines(tmp_path) == lines(path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    state, _ = search.run(tmp_path, trainer=DyingTrainer(trainer, 0))  # from the log alone
+    for ours, theirs in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(last.params), strict=True
+    ):
+        assert (ours == theirs).all()
 
 
 class PrefetchedTrainer(DyingTrainer):

@@ -75,14 +75,14 @@ def program_key(
         # Whatever JAX can be told, precision and kinds of random numbers among it.
         sorted((key, str(v)) for key, v in jax.config.values.items() if "cache" not in key),
     )
-    digest = hashlib.sha256(_foundation())
+    digest = hashlib.sha256(foundation())
     for part in parts:
         digest.update(f"{part!r}\n".encode())
     return digest.hexdigest()
 
 
 @functools.cache
-def _foundation() -> bytes:
+def foundation() -> bytes:
     """Returns a digest of our source files, the versions of others, and the kind of CPU."""
     digest = hashlib.sha256()
     for name in _SOURCES:
@@ -123,7 +123,7 @@ class ProgramFolder:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             status = folder.stat()
-            _foundation()
+            foundation()
         except (OSError, metadata.PackageNotFoundError) as error:
             self._warn(error)
             return

@@ -144,9 +144,15 @@ class Trainer:
             return TrainerStats(*self._programs.stats, self._run_seconds, self._clock.seconds)
 
     @property
+    def most_at_once(self) -> int:
+        """Children that a thread trains at once, if they fit into memory."""
+        lanes = self._forced_lanes or choose_lanes(self._costs)
+        return lanes * self._sharding.num_devices
+
+    @property
     def layout(self) -> str:
         """How children are spread, in words."""
-        lanes = self._forced_lanes or choose_lanes(self._costs)
+        lanes = self.most_at_once // self._sharding.num_devices
         return (
             f"{self._num_workers} threads, each with {lanes} at once on each of "
             f"{self._sharding.num_devices} devices ({self._platform})"
