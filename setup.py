@@ -40,6 +40,7 @@ setuptools.setup(
     extras_require={
         "benchmarks": ["optuna>=4.5", "torch>=2.5"],
         "dev": [
+            "flatbuffers>=24.3",
             "matplotlib>=3.9",
             "mypy>=1.13",
             "optuna>=4.5",
@@ -48,7 +49,9 @@ setuptools.setup(
             "pytest-xdist>=3.6",
             "ruff>=0.8",
         ],
+        "optuna": ["optuna>=4.5"],  # trials to and from its studies, and a sampler for them
         "report": ["matplotlib>=3.9", "plotly>=6.0"],  # figures, and the page that holds them
         "rivals": ["optuna>=4.5"],  # to compare with
+        "stablehlo": ["flatbuffers>=24.3"],  # children as programs
     },
 )

@@ -42,16 +42,21 @@ class Bench(NamedTuple):
     trainer: Trainer
 
 
-def make_bench(config: Config) -> Bench:
+def make_bench(config: Config, tasks: Sequence[Task] | None = None) -> Bench:
     """Returns the tasks and the trainer that a configuration names.
 
     Without the packaged GloVe vectors, the search space of texts lacks them, and the log says so.
+
+    Args:
+      config: the configuration.
+      tasks: those that it names, split otherwise; None: they are loaded.
 
     Raises:
       UserError: an unknown task, data that can't be had, an embedding file that can't be read, or
         tasks of several kinds, which have no search space in common.
     """
-    tasks = load_tasks(config.tasks, config.data_dir and os.path.expanduser(config.data_dir))
+    if tasks is None:
+        tasks = load_tasks(config.tasks, config.data_dir and os.path.expanduser(config.data_dir))
     first = tasks[0]
     for task in tasks:
         if task.kind != first.kind:
