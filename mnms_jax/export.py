@@ -201,8 +201,10 @@ def _apply_fn(child: Child) -> ApplyFn:
     model, fixed = child.model, (child.constants, child.hyperparameters, jnp.uint32(0), False)
 
     def apply(variables: Params, batch: Any) -> Array:
+        # NumPy's arrays lack what the models call.
+        variables, batch, known = jax.tree.map(jnp.asarray, (variables, batch, fixed))
         # Outputs beyond the task's classes are there because other tasks had more.
-        return model.apply(variables, batch, *fixed)[0][:, : len(child.class_names)]
+        return model.apply(variables, batch, *known)[0][:, : len(child.class_names)]
 
     return apply
 
