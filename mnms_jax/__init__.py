@@ -24,6 +24,9 @@ from mnms_jax.leave_one_out import run_leave_one_out, run_text_leave_one_out, ta
 from mnms_jax.lockstep import LeaveOneOutSetup
 from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss, reinforce_loss, urex_loss
 from mnms_jax.methods import Method, make_methods
+from mnms_jax.optuna_bridge import add_to_optuna
+from mnms_jax.predictions import find_child, predict_file
+from mnms_jax.retrain import retrain_best
 from mnms_jax.reward_model import RewardModel, fit_reward_model, make_ranker
 from mnms_jax.run import make_requests
 from mnms_jax.saved_controller import SavedController, load_controller
@@ -31,6 +34,7 @@ from mnms_jax.schedule import Phase, parse_phase, run_schedule
 from mnms_jax.search import Proposal, Search, SearchState, make_search
 from mnms_jax.simulate import Played, play, play_seeds, regret
 from mnms_jax.space import Decision, SearchSpace
+from mnms_jax.stablehlo import export_stablehlo
 from mnms_jax.strategies import TableSetup, make_strategy
 from mnms_jax.tabular import RewardTable, TableBenchmark, draw_reward, find_row
 from mnms_jax.tabular_experiment import run_tabular
@@ -94,11 +98,14 @@ __all__ = [
     "TrialResult",
     "UserError",
     "WarmStart",
+    "add_to_optuna",
     "choice_frequencies",
     "config_from_flags",
     "define_flags",
     "draw_reward",
     "entropy_loss",
+    "export_stablehlo",
+    "find_child",
     "find_row",
     "fit_reward_model",
     "glove50",
@@ -132,11 +139,13 @@ __all__ = [
     "play",
     "play_seeds",
     "ppo_loss",
+    "predict_file",
     "rank_advantage",
     "read_table",
     "regret",
     "reinforce_loss",
     "relative_advantage",
+    "retrain_best",
     "run_experiment",
     "run_leave_one_out",
     "run_main",

@@ -42,17 +42,22 @@ class Bench(NamedTuple):
     trainer: Trainer
 
 
-def make_bench(config: Config) -> Bench:
+def make_bench(config: Config, tasks: Sequence[Task] | None = None) -> Bench:
     """Returns the tasks and the trainer that a configuration names.
 
     Without the packaged GloVe vectors, the search space of texts lacks them, and the log says so.
+
+    Args:
+      config: the configuration.
+      tasks: those that it names, split otherwise; None: they are loaded.
 
     Raises:
       UserError: an unknown task, data that can't be had, an embedding file that can't be read, or
         tasks of several kinds, which have no search space in common.
     """
-    data_dir = config.data_dir and os.path.expanduser(config.data_dir)
-    tasks = load_tasks(config.tasks, data_dir, config.max_train_examples or None)
+    if tasks is None:
+        data_dir = config.data_dir and os.path.expanduser(config.data_dir)
+        tasks = load_tasks(config.tasks, data_dir, config.max_train_examples or None)
     first = tasks[0]
     for task in tasks:
         if task.kind != first.kind:

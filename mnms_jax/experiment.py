@@ -19,6 +19,7 @@ from absl import logging
 import mnms_jax
 from mnms_jax.advantage import ADVANTAGES
 from mnms_jax.bench import Bench, make_bench
+from mnms_jax.card import escape, search_quality, write_card
 from mnms_jax.config import LOCAL, RESUMABLE, Config, TransferConfig
 from mnms_jax.controller import choice_frequencies, make_policy, make_random_policy
 from mnms_jax.devices import exchange, from_first
@@ -48,6 +49,8 @@ from mnms_jax.training.fit import Request
 from mnms_jax.transfer import make_transfer_search, task_similarity
 from mnms_jax.types import Policy, UserError
 
+# What config.json has for whoever reads it, and doesn't make another search.
+_DESCRIPTIVE = ("entries", "decisions", "versions")
 # How unlike a task may be to what the controller saw of it: some rows may have been added.
 _SAME_DATA = 0.01
 
@@ -177,7 +180,9 @@ def _open(
     identity = {
         **fields,
         "tasks": [task.name for task in bench.tasks],  # files may be moved too
+        "entries": config.tasks,
         "search_space": bench.family.space.fingerprint,
+        "decisions": bench.family.space.to_json(),
         "data": bench.inputs.digests,
         **({} if sources is None else {"sources": [*sources.task_names, digest(sources)]}),
         "versions": {module.__name__: module.__version__ for module in (mnms_jax, jax, flax)},
@@ -186,7 +191,7 @@ def _open(
     with contextlib.ExitStack() as stack:
 
         def open_folder(path: pathlib.Path) -> Workdir:
-            return stack.enter_context(open_workdir(path, identity, (*RESUMABLE, "versions")))
+            return stack.enter_context(open_workdir(path, identity, (*RESUMABLE, *_DESCRIPTIVE)))
 
         opened = []
 
@@ -204,7 +209,7 @@ def _open(
 
 def _check_equal(identity: Mapping[str, Any]) -> None:
     """Checks that all processes make the same search; cores and files may be elsewhere."""
-    own = {key: value for key, value in identity.items() if key not in LOCAL}
+    own = {key: value for key, value in identity.items() if key not in (*LOCAL, "entries")}
     first, *others = exchange(json.dumps(own).encode())
     for number, other in enumerate(others, 1):
         if other != first:
@@ -262,6 +267,8 @@ def _conclude(
             random = _test(bench, task_id, random_records, rival)
         reference = fit_reference(task, config.reward)
         summaries.append(TaskSummary(task.name, finalists, random, reference))
+        if finalists.records:
+            _write_card(config, bench, task_id, summaries[-1], best)
     frequencies = {
         task.name: choice_frequencies(policy, space, state.params, jax.random.key(0), task_id)
         for task_id, task in enumerate(bench.tasks)
@@ -296,6 +303,18 @@ def _test(
             save_child(best, child)
     num_trials = sum(record.task == task.name for record in records)
     return Finalists(config.learner, num_trials, top, tuple(rewards), tuple(metrics))
+
+
+def _write_card(
+    config: Config, bench: Bench, task_id: int, summary: TaskSummary, best: pathlib.Path
+) -> None:
+    task, trial = bench.tasks[task_id], summary.finalists.records[0]
+    origin = (
+        f"Found by {escape(summary.finalists.label)} search with seed {config.seed}, trial "
+        f"{trial.trial} on the task, and trained on the training examples alone."
+    )
+    quality = search_quality(summary, task, config.reward)
+    write_card(best, task, config.tasks[task_id], trial.decisions, quality, origin)
 
 
 def _retrain(bench: Bench, task_id: int, records: Sequence[TrialRecord]) -> Iterator[Child]:

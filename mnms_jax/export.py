@@ -1,10 +1,15 @@
-"""The best children of a search, as folders."""
+"""The best children of a search: to predict with, and as folders.
+
+All kinds have `predict` and `predict_proba` for what their task's inputs are, and the same in
+plain JAX: `child.apply_fn(child.variables, child.encode(inputs))` are logits.
+"""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mnms_jax.artifact import load_artifact, save_artifact
@@ -22,17 +27,23 @@ from mnms_jax.children.mlp import (
 )
 from mnms_jax.children.text import (
     TextArchitecture,
+    TextBatch,
     TextHyperparameters,
     TextPreprocessing,
     make_text_model,
 )
 from mnms_jax.space import nearest
 from mnms_jax.tasks.images import resize
+from mnms_jax.tasks.inputs import pad_rows
 from mnms_jax.tasks.record_inputs import pad_features
 from mnms_jax.tasks.records import RecordEncoder, encode_records, to_column
 from mnms_jax.tasks.text import TextEncoder, encode, make_batch
-from mnms_jax.training.program import predict
-from mnms_jax.types import AnyArray, ChildModel, Choice, Params, UserError
+from mnms_jax.training.program import EVALUATION_BATCH_SIZE, predict
+from mnms_jax.types import AnyArray, Array, ChildModel, Choice, Params, UserError
+
+# Variables, batch of N rows -> logits [N, number of classes]. Pure: it can be jitted,
+# differentiated and mapped.
+ApplyFn: TypeAlias = Callable[[Params, Any], Array]
 
 _predict = jax.jit(predict, static_argnums=0)
 
@@ -49,16 +60,29 @@ class TextChild(NamedTuple):
     table: np.ndarray | None  # float32 [V, E], pre-trained embeddings
     variables: Params
 
+    @property
+    def model(self) -> ChildModel:
+        num_outputs = self.variables["params"]["wide"]["bias"].size
+        return make_text_model(self.architecture, num_outputs)
+
+    @property
+    def constants(self) -> AnyArray | None:
+        return None if self.architecture.pooled else self.table
+
+    @property
+    def apply_fn(self) -> ApplyFn:
+        return _apply_fn(self)
+
+    def encode(self, texts: Sequence[str]) -> TextBatch:
+        """Returns the batch of N texts."""
+        rows = encode(self.encoder, texts, subwords=self.architecture.subwords)
+        return make_batch(rows, self.architecture, self.table)
+
     def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the classes' probabilities for N texts, float32 [N, number of classes]."""
         if not texts:
             return np.zeros((0, len(self.class_names)), np.float32)
-        rows = encode(self.encoder, texts, subwords=self.architecture.subwords)
-        batch = make_batch(rows, self.architecture, self.table)
-        num_outputs = self.variables["params"]["wide"]["bias"].size
-        model = make_text_model(self.architecture, num_outputs)
-        constants = None if self.architecture.pooled else self.table
-        return _probabilities(self, model, batch, constants)
+        return probabilities(self, self.encode(texts))
 
     def predict(self, texts: Sequence[str]) -> list[str]:
         """Returns the likeliest class's name for each text."""
@@ -78,8 +102,21 @@ class ImageChild(NamedTuple):
     statistics: PixelStatistics
     variables: Params
 
-    def predict_proba(self, images: AnyArray) -> np.ndarray:
-        """Returns the classes' probabilities for images, uint8 [N, H, W, C], as float32 [N, M].
+    @property
+    def model(self) -> ChildModel:
+        num_outputs = self.variables["params"]["network"]["bias"].size
+        return make_image_model(self.architecture, num_outputs)
+
+    @property
+    def constants(self) -> PixelStatistics:
+        return self.statistics
+
+    @property
+    def apply_fn(self) -> ApplyFn:
+        return _apply_fn(self)
+
+    def encode(self, images: AnyArray) -> np.ndarray:
+        """Returns images, uint8 [N, H, W, C], as uint8 [N, side, side, channels].
 
         Raises:
           UserError: the images are of another shape.
@@ -88,12 +125,11 @@ class ImageChild(NamedTuple):
         if images.ndim != 4 or images.shape[3] not in (1, self.channels):
             shape = f"[N, H, W, 1 or {self.channels}]"
             raise UserError(f"images of shape {list(images.shape)}: must be {shape}")
-        if not len(images):
-            return np.zeros((0, len(self.class_names)), np.float32)
-        batch = resize(images, self.side, self.channels)
-        num_outputs = self.variables["params"]["network"]["bias"].size
-        model = make_image_model(self.architecture, num_outputs)
-        return _probabilities(self, model, batch, self.statistics)
+        return resize(images, self.side, self.channels)
+
+    def predict_proba(self, images: AnyArray) -> np.ndarray:
+        """Returns the classes' probabilities for images, see `encode`, as float32 [N, M]."""
+        return probabilities(self, self.encode(images))
 
     def predict(self, images: AnyArray) -> list[str]:
         """Returns the likeliest class's name for each image."""
@@ -112,8 +148,21 @@ class RecordChild(NamedTuple):
     num_features: int  # to which they are padded
     variables: Params
 
-    def predict_proba(self, records: Mapping[str, Sequence[Any]]) -> np.ndarray:
-        """Returns the classes' probabilities for N records, float32 [N, number of classes].
+    @property
+    def model(self) -> ChildModel:
+        num_outputs = self.variables["params"]["network"]["bias"].size
+        return make_record_model(self.architecture, num_outputs)
+
+    @property
+    def constants(self) -> AnyArray:
+        return np.float32(self.encoder.num_features)
+
+    @property
+    def apply_fn(self) -> ApplyFn:
+        return _apply_fn(self)
+
+    def encode(self, records: Mapping[str, Sequence[Any]]) -> np.ndarray:
+        """Returns the features of N records, float32 [N, num_features].
 
         Args:
           records: by the name of a column, N values. Others than the child knows aren't looked at.
@@ -131,14 +180,11 @@ class RecordChild(NamedTuple):
                 raise UserError(f"column {name!r} must be of numbers: {error}") from error
         if len({len(column) for column in columns.values()}) > 1:
             raise UserError("the columns must be equally long")
-        if not len(next(iter(columns.values()))):
-            return np.zeros((0, len(self.class_names)), np.float32)
-        features = encode_records(self.encoder, columns)
-        num_outputs = self.variables["params"]["network"]["bias"].size
-        model = make_record_model(self.architecture, num_outputs)
-        return _probabilities(
-            self, model, pad_features(features, self.num_features), np.float32(features.shape[1])
-        )
+        return pad_features(encode_records(self.encoder, columns), self.num_features)
+
+    def predict_proba(self, records: Mapping[str, Sequence[Any]]) -> np.ndarray:
+        """Returns the probabilities for N records, see `encode`: float32 [N, number of classes]."""
+        return probabilities(self, self.encode(records))
 
     def predict(self, records: Mapping[str, Sequence[Any]]) -> list[str]:
         """Returns the likeliest class's name for each record."""
@@ -152,10 +198,37 @@ def _likeliest(child: Child, probabilities: np.ndarray) -> list[str]:
     return [child.class_names[i] for i in probabilities.argmax(-1)]
 
 
-def _probabilities(child: Child, model: ChildModel, batch: Any, constants: Any) -> np.ndarray:
-    logits = _predict(model, child.variables, batch, constants, child.hyperparameters)
-    # Outputs beyond the task's classes are there because other tasks had more.
-    return np.asarray(jax.nn.softmax(logits[:, : len(child.class_names)]))
+def _apply_fn(child: Child) -> ApplyFn:
+    model, fixed = child.model, (child.constants, child.hyperparameters, jnp.uint32(0), False)
+
+    def apply(variables: Params, batch: Any) -> Array:
+        # NumPy's arrays lack what the models call.
+        variables, batch, known = jax.tree.map(jnp.asarray, (variables, batch, fixed))
+        # Outputs beyond the task's classes are there because other tasks had more.
+        return model.apply(variables, batch, *known)[0][:, : len(child.class_names)]
+
+    return apply
+
+
+def probabilities(child: Child, batch: Any) -> np.ndarray:
+    """Returns the classes' probabilities for a batch of N rows, float32 [N, number of classes].
+
+    One compiled program serves any N.
+    """
+    model, num_classes = child.model, len(child.class_names)
+    known = jax.device_put((child.variables, child.constants, child.hyperparameters))
+    found = [np.zeros((0, num_classes), np.float32)]
+    num_rows = len(jax.tree.leaves(batch)[0])
+    for start in range(0, num_rows, EVALUATION_BATCH_SIZE):
+        chunk = jax.tree.map(
+            lambda x, start=start: pad_rows(
+                x[start : start + EVALUATION_BATCH_SIZE], EVALUATION_BATCH_SIZE
+            ),
+            batch,
+        )
+        logits = _predict(model, known[0], chunk, *known[1:])[:, :num_classes]
+        found.append(np.asarray(jax.nn.softmax(logits))[: num_rows - start])
+    return np.concatenate(found)
 
 
 def save_child(path: pathlib.Path, child: Child) -> None:

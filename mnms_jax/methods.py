@@ -34,6 +34,7 @@ MakeSearch = Callable[[SearchSpace, Sources, int, PRNGKey], Search]
 
 _TRIED_OF_EACH = 20  # trials of each source whose designs the portfolio has
 _ENQUEUED_OF_EACH = 2  # so that Optuna's own search begins after some ten trials
+_NEED = "the methods tpe and tpe_enqueued need it (or leave them out)"
 _CAPACITY = 4096  # trials that Optuna is told
 
 
@@ -78,7 +79,7 @@ def make_methods(names: Sequence[str]) -> tuple[Method, ...]:
         if name not in _METHODS:
             raise UserError(f"method {name!r} is unknown{nearest(name, _METHODS)}")
         if name.startswith("tpe"):
-            _import_optuna()
+            import_optuna(_NEED)
     return tuple(_METHODS[name] for name in names)
 
 
@@ -171,7 +172,7 @@ def _make_tpe(
     Its state is that of random search: the trials so far. Each round, a new study is told them, so
     that asking twice gives the same proposal as with any other search.
     """
-    optuna = _import_optuna()
+    optuna = import_optuna(_NEED)
     random = _make_random(space, trials_per_round)
     first: np.ndarray = np.zeros((0, space.num_decisions))
     if enqueued_of_each:
@@ -235,13 +236,17 @@ def _active_params(space: SearchSpace, actions: AnyArray) -> dict[str, int]:
     return {space.names[d]: int(actions[d]) for d in np.flatnonzero(active)}
 
 
-def _import_optuna() -> Any:
+def import_optuna(need: str) -> Any:
+    """Returns the package.
+
+    Raises:
+      UserError: it isn't installed; the message says what the need is.
+    """
     try:
         optuna = importlib.import_module("optuna")
     except ImportError:
         raise UserError(
-            "the methods tpe and tpe_enqueued need Optuna: pip install 'mnms_jax[rivals]', or "
-            "leave them out"
+            f"Optuna isn't installed, and {need}: pip install 'mnms_jax[optuna]'"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna

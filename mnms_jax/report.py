@@ -106,7 +106,7 @@ def print_summary(
 ) -> None:
     """Prints the final table and what the controller came to prefer."""
     is_share = reward == ACCURACY
-    show = _percent if is_share else _plain
+    show = _percent if is_share else show_number
     title = f"{reward}{' in %' if is_share else ''}, validation / test"
     table = rich.table.Table(title=rich.markup.escape(title))
     for column in ("task", "searched by", "best by validation", f"mean of the top {NUM_FINALISTS}"):
@@ -189,7 +189,7 @@ def _numbers(finalists: Finalists, reward: str) -> str:
     return "".join(
         f"; {name} {known[name]:,}"
         if name in SIZES
-        else f"; {name} {_plain(known[name])} / {_plain(tested.get(name))}"
+        else f"; {name} {show_number(known[name])} / {show_number(tested.get(name))}"
         for name in parse_reward(reward).names
     )
 
@@ -198,7 +198,8 @@ def _percent(share: float | None) -> str:
     return "-" if share is None or np.isnan(share) else f"{100 * share:.1f}"
 
 
-def _plain(number: float | None) -> str:
+def show_number(number: float | None) -> str:
+    """Returns a reward with four digits, "-" for None or NaN."""
     if number is None or np.isnan(number):
         return "-"
     return f"{number:.4f}" if abs(number) < 1000 else f"{number:.4g}"

@@ -140,7 +140,7 @@ def test_an_unknown_method_and_a_missing_optuna_are_told(monkeypatch):
     with pytest.raises(UserError, match="method 'portfolo' is unknown; did you mean 'portfolio'"):
         make_methods(["portfolo"])
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
-    with pytest.raises(UserError, match=r"pip install 'mnms_jax\[rivals\]'"):
+    with pytest.raises(UserError, match=r"pip install 'mnms_jax\[optuna\]'"):
         make_methods(["random", "tpe"])
     assert [method.name for method in make_methods(["random", "cold"])] == ["random", "cold"]
 

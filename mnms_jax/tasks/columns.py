@@ -1,12 +1,14 @@
 """Columns of the user's own files: CSV, TSV, JSON lines and Parquet."""
 
 import bisect
-import contextlib
 import csv
+import io
+import itertools
 import json
 import pathlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TextIO
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from absl import logging
 
@@ -42,15 +44,31 @@ def read_columns(path: pathlib.Path, most: int | None = None) -> Columns:
       UserError: the file is missing, malformed or without any row; the message tells which row.
         Of Parquet, values that Python can't hold are told when they are looked up.
     """
-    if path.suffix not in SUFFIXES:
-        raise unusable(path, f"its name must end in {SUFFIXES_LISTED}")
-    readers = {".parquet": _read_parquet, ".jsonl": _read_json_lines}
-    names, values, rows, total = readers.get(path.suffix, _read_lines)(path, most)
-    if not rows:
-        raise unusable(path, "it has no rows")
-    if len(rows) < total:
-        logging.info("%s: a sample of %d of its %d rows is read", path, len(rows), total)
-    return Columns(path, names, values, rows, typed=path.suffix in readers)
+
+    def take(rows: Iterable[Any]) -> Iterator[list[Any]]:
+        kept, total = sample(rows, most)
+        if len(kept) < total:
+            logging.info("%s: a sample of %d of its %d rows is read", path, len(kept), total)
+        if kept:
+            yield kept
+
+    for columns in _read(path, take):
+        return columns
+    raise unusable(path, "it has no rows")
+
+
+def read_batches(path: pathlib.Path, size: int) -> Iterator[Columns]:
+    """Yields up to `size` rows of a file at a time, see `read_columns`.
+
+    JSON lines have the columns that were seen so far. A file without any row yields nothing.
+    """
+
+    def cut(rows: Iterable[Any]) -> Iterator[list[Any]]:
+        left = iter(rows)
+        while part := list(itertools.islice(left, size)):
+            yield part
+
+    return _read(path, cut)
 
 
 def parse_options(entry: str, query: str, known: Collection[str]) -> dict[str, str]:
@@ -78,22 +96,31 @@ def unusable(path: pathlib.Path, fault: str) -> UserError:
     return UserError(f"cannot use {path}: {fault}")
 
 
-_Read = tuple[list[str], Mapping[str, list[Any]], Sequence[int], int]  # see Columns; all rows
+# Rows that a file yields one by one -> parts of them, none empty, in their order.
+_Divide: TypeAlias = Callable[[Iterable[Any]], Iterator[list[Any]]]
+_Part: TypeAlias = tuple[list[str], Mapping[str, list[Any]], Sequence[int]]  # see Columns
 
 
-def _read_lines(path: pathlib.Path, most: int | None) -> _Read:
-    with _open(path) as lines:
-        if path.suffix == ".tsv":
-            reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        else:
-            reader = csv.reader(lines, strict=True)
-        header = [name.strip() for name in _next_fields(path, reader) or []]
-        if not header:
-            raise unusable(path, "its first line must name the columns")
-        found, total = sample(_rows(path, reader, len(header)), most)
-    columns = zip(*(fields for _, fields in found), strict=True)
-    values = dict(zip(header, map(list, columns), strict=bool(found)))
-    return header, values, [row for row, _ in found], total
+def _read(path: pathlib.Path, divide: _Divide) -> Iterator[Columns]:
+    if path.suffix not in SUFFIXES:
+        raise unusable(path, f"its name must end in {SUFFIXES_LISTED}")
+    readers = {".parquet": _read_parquet, ".jsonl": _read_json_lines}
+    for names, values, rows in readers.get(path.suffix, _read_fields)(path, divide):
+        yield Columns(path, names, values, rows, typed=path.suffix in readers)
+
+
+def _read_fields(path: pathlib.Path, divide: _Divide) -> Iterator[_Part]:
+    lines = (part for line in read_lines(path) for part in io.StringIO(line, newline=""))
+    if path.suffix == ".tsv":
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.reader(lines, strict=True)
+    header = [name.strip() for name in _next_fields(path, reader) or []]
+    if not header:
+        raise unusable(path, "its first line must name the columns")
+    for part in divide(_rows(path, reader, len(header))):
+        columns = zip(*(fields for _, fields in part), strict=True)
+        yield header, dict(zip(header, map(list, columns), strict=True)), [row for row, _ in part]
 
 
 def _next_fields(path: pathlib.Path, reader: Any) -> list[str] | None:
@@ -115,17 +142,17 @@ def _rows(path: pathlib.Path, reader: Any, width: int) -> Iterator[tuple[int, li
             yield row, [field.strip() for field in fields]
 
 
-def _read_json_lines(path: pathlib.Path, most: int | None) -> _Read:
-    with _open(path, newline="\n") as lines:
-        found, total = sample(_objects(path, lines), most)
-    names = list(dict.fromkeys(name for _, own in found for name in own))
-    values = {name: [own.get(name) for _, own in found] for name in names}
-    return names, values, [row for row, _ in found], total
+def _read_json_lines(path: pathlib.Path, divide: _Divide) -> Iterator[_Part]:
+    names: dict[str, None] = {}
+    for part in divide(_objects(path)):
+        names |= dict.fromkeys(name for _, found in part for name in found)
+        values = {name: [found.get(name) for _, found in part] for name in names}
+        yield list(names), values, [number for number, _ in part]
 
 
-def _objects(path: pathlib.Path, lines: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
+def _objects(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the number of each line that is not empty, and its object."""
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         try:
@@ -137,7 +164,7 @@ def _objects(path: pathlib.Path, lines: TextIO) -> Iterator[tuple[int, dict[str,
         yield number, found
 
 
-def _read_parquet(path: pathlib.Path, most: int | None) -> _Read:
+def _read_parquet(path: pathlib.Path, divide: _Divide) -> Iterator[_Part]:
     import pyarrow  # late, for few files need it
     import pyarrow.parquet
 
@@ -145,24 +172,22 @@ def _read_parquet(path: pathlib.Path, most: int | None) -> _Read:
         # As one file: a folder of that name isn't searched for more.
         with path.open("rb") as content:
             file = pyarrow.parquet.ParquetFile(content)
-            rows, total = sample(range(file.metadata.num_rows), most)
-            table = file.read() if len(rows) == total else _take(file, rows)
+            batches = file.iter_batches()
+            start = 0
+            batch: Any = next(batches, None)  # None: no rows
+            for rows in divide(range(file.metadata.num_rows)):
+                pieces, place = [], 0
+                while place < len(rows):
+                    own = bisect.bisect_left(rows, start + len(batch), place)
+                    places = pyarrow.array([row - start for row in rows[place:own]], "int64")
+                    pieces.append(batch.take(places))
+                    place = own
+                    if place < len(rows):
+                        start, batch = start + len(batch), next(batches)
+                table = pyarrow.Table.from_batches(pieces)
+                yield table.column_names, _ParquetColumns(path, table), [row + 1 for row in rows]
     except (OSError, pyarrow.ArrowException) as error:
         raise unusable(path, f"it cannot be read: {' '.join(str(error).split())}") from error
-    return table.column_names, _ParquetColumns(path, table), [row + 1 for row in rows], total
-
-
-def _take(file: Any, rows: list[int]) -> Any:
-    """Returns some rows of a Parquet file, in ascending order; few others are held meanwhile."""
-    import pyarrow
-
-    batches, start, place = [], 0, 0
-    for batch in file.iter_batches():
-        own = bisect.bisect_left(rows, start + len(batch), place)
-        places = pyarrow.array([row - start for row in rows[place:own]], pyarrow.int64())
-        batches.append(batch.take(places))
-        start, place = start + len(batch), own
-    return pyarrow.Table.from_batches(batches)
 
 
 class _ParquetColumns(Mapping):
@@ -186,21 +211,23 @@ class _ParquetColumns(Mapping):
         return len(self._table.column_names)
 
 
-@contextlib.contextmanager
-def _open(path: pathlib.Path, newline: str = "") -> Iterator[TextIO]:
-    """Opens a file of UTF-8, with a mark of its byte order or without."""
+def read_lines(path: pathlib.Path) -> Iterator[str]:
+    """Yields the lines of a text in UTF-8, with their ends.
+
+    Args:
+      path: of the file; "-" is what the process is given as its standard input.
+
+    Raises:
+      UserError: the file can't be read, or a line is no such text.
+    """
+    number = 1
     try:
-        with path.open(encoding="utf-8-sig", newline=newline) as lines:
-            yield lines
+        with path.open("rb") if str(path) != "-" else sys.stdin.buffer as file:
+            for number, line in enumerate(file, 1):
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except OSError as error:
         raise unusable(path, f"it cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:  # whose place is that in a part of the file
-        with path.open("rb") as content:
-            for row, line in enumerate(content, 1):
-                try:
-                    line.decode()
-                except UnicodeDecodeError as found:
-                    fault = f"row {row} is not UTF-8 text: {found.reason}"
-                    bad = line[found.start : found.end]
-                    raise unusable(path, f"{fault} {bad!r}; save the file as UTF-8") from error
-        raise
+    except UnicodeDecodeError as error:
+        found = f"{error.reason} {error.object[error.start : error.end]!r}"
+        fault = f"row {number} is not UTF-8 text: {found}"
+        raise unusable(path, f"{fault}; save the file as UTF-8") from error

@@ -247,30 +247,43 @@ def _feature(columns: Columns, name: str, rows: Sequence[int], is_number: bool) 
     return found
 
 
+def read_texts(columns: Columns, name: str | None = None) -> list[str]:
+    """Returns the texts of a file's rows, "" where a row has none.
+
+    Args:
+      columns: of the file.
+      name: of the column; None: guessed.
+
+    Raises:
+      UserError: there is no such column, or it holds something else.
+    """
+    path, texts = columns.path, []
+    name = _find_column(columns, "text", name, _TEXT_NAMES)
+    for row, value in zip(columns.rows, columns.values[name], strict=True):
+        text = "" if value is None else value
+        if not isinstance(text, str):
+            raise unusable(path, f"row {row} has {text!r} in {name!r}; a text is needed")
+        if len(text) > _MOST_CHARACTERS:
+            fault = f"row {row} has {len(text)} characters in {name!r}"
+            raise unusable(path, f"{fault}, more than {_MOST_CHARACTERS}")
+        _check_characters(path, row, text)
+        texts.append(unicodedata.normalize("NFC", text))
+    return texts
+
+
 def _read_rows(spec: FileTask, columns: Columns) -> _Rows:
     path = columns.path
     text_name = _find_column(columns, "text", spec.text, _TEXT_NAMES)
     label_name = _find_column(columns, "label", spec.label, _LABEL_NAMES)
     if text_name == label_name:
         raise unusable(path, f"text and label can't both be the column {text_name!r}")
-    texts, labels = [], []
-    found = zip(columns.rows, columns.values[text_name], _labels(columns, label_name), strict=True)
-    for row, value, label in found:
-        text = "" if value is None else value
-        if not isinstance(text, str):
-            raise unusable(path, f"row {row} has {text!r} in {text_name!r}; a text is needed")
-        if len(text) > _MOST_CHARACTERS:
-            fault = f"row {row} has {len(text)} characters in {text_name!r}"
-            raise unusable(path, f"{fault}, more than {_MOST_CHARACTERS}")
-        if label:
-            _check_characters(path, row, text)
-            texts.append(unicodedata.normalize("NFC", text))
-            labels.append(label)
+    found = zip(read_texts(columns, text_name), _labels(columns, label_name), strict=True)
+    pairs = [(text, label) for text, label in found if label]
     logging.info(
         "%s: texts are %r and labels %r of %s; %d of %d rows have a label",
-        *(spec.name, text_name, label_name, path, len(labels), len(columns.rows)),
+        *(spec.name, text_name, label_name, path, len(pairs), len(columns.rows)),
     )
-    return _Rows(texts, labels)
+    return _Rows([text for text, _ in pairs], [label for _, label in pairs])
 
 
 def _labels(columns: Columns, name: str) -> list[str]:

@@ -169,10 +169,12 @@ def predict(
         return model.apply(variables, batch, constants, hyperparameters, jnp.uint32(0), False)[0]
 
     num_rows = jax.tree.leaves(inputs)[0].shape[0]
-    padding = -num_rows % EVALUATION_BATCH_SIZE
+    # Written so that it holds for an unknown number of rows too, as jax.export has it.
+    num_chunks = (num_rows + EVALUATION_BATCH_SIZE - 1) // EVALUATION_BATCH_SIZE
+    padding = num_chunks * EVALUATION_BATCH_SIZE - num_rows
     chunks = jax.tree.map(
         lambda x: jnp.pad(x, ((0, padding), *[(0, 0)] * (x.ndim - 1))).reshape(
-            -1, EVALUATION_BATCH_SIZE, *x.shape[1:]
+            num_chunks, EVALUATION_BATCH_SIZE, *x.shape[1:]
         ),
         inputs,
     )
