@@ -29,9 +29,10 @@ class _TerminatedError(BaseException):
 def run_main(main: Callable[[], Any]) -> None:
     """Runs the main function of a program whose flags are defined, then exits.
 
-    A mistake that the user can mend, a full or read-only disk and an interrupt from the keyboard
-    are told in one line and exit with 1; any other error keeps its traceback. SIGTERM, by which
-    machines are taken back, ends the program with 0: what was done is on the disk.
+    A mistake that the user can mend, and a full or read-only disk, are told in one line and exit
+    with 1, an interrupt from the keyboard with 130, as shells have it; any other error keeps its
+    traceback. SIGTERM, by which machines are taken back, ends the program with 0: what was done is
+    on the disk.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -46,7 +47,7 @@ def run_main(main: Callable[[], Any]) -> None:
         except UserError as error:
             _leave(1, f"error: {error}")
         except KeyboardInterrupt:
-            _leave(1, "stopped; the same command goes on from here")
+            _leave(128 + signal.SIGINT, "stopped; the same command goes on from here")
         except _TerminatedError:
             _leave(0, "terminated; what was done is kept, and the same command goes on from here")
         except OSError as error:
