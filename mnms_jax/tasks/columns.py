@@ -17,6 +17,9 @@ from mnms_jax.types import UserError
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 SUFFIXES_LISTED = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 
+# Few bytes of Parquet can unpack to many.
+_MOST_BYTES, _MOST_ROWS, _BATCH_ROWS = 4 << 30, 1 << 28, 8192
+
 
 class Columns(NamedTuple):
     """A file's columns."""
@@ -145,24 +148,39 @@ def _read_parquet(path: pathlib.Path, most: int | None) -> _Read:
         # As one file: a folder of that name isn't searched for more.
         with path.open("rb") as content:
             file = pyarrow.parquet.ParquetFile(content)
+            if file.metadata.num_rows > _MOST_ROWS:
+                raise unusable(path, f"it says that it has {file.metadata.num_rows} rows")
             rows, total = sample(range(file.metadata.num_rows), most)
-            table = file.read() if len(rows) == total else _take(file, rows)
+            table = _take(path, file, rows)
     except (OSError, pyarrow.ArrowException) as error:
         raise unusable(path, f"it cannot be read: {' '.join(str(error).split())}") from error
     return table.column_names, _ParquetColumns(path, table), [row + 1 for row in rows], total
 
 
-def _take(file: Any, rows: list[int]) -> Any:
-    """Returns some rows of a Parquet file, in ascending order; few others are held meanwhile."""
+def _take(path: pathlib.Path, file: Any, rows: list[int]) -> Any:
+    """Returns some rows of a Parquet file, in ascending order; few others are held meanwhile.
+
+    Raises:
+      UserError: they are too many bytes, or not there.
+    """
     import pyarrow
 
-    batches, start, place = [], 0, 0
-    for batch in file.iter_batches():
+    batches, start, place, size = [], 0, 0, 0
+    for batch in file.iter_batches(_BATCH_ROWS):
         own = bisect.bisect_left(rows, start + len(batch), place)
-        places = pyarrow.array([row - start for row in rows[place:own]], pyarrow.int64())
-        batches.append(batch.take(places))
+        if own - place < len(batch):
+            places = [row - start for row in rows[place:own]]
+            kept = batch.take(pyarrow.array(places, pyarrow.int64()))
+        else:
+            kept = batch
+        size += kept.nbytes
+        if size > _MOST_BYTES:
+            raise unusable(path, f"it has more than {_MOST_BYTES} bytes once unpacked")
+        batches.append(kept)
         start, place = start + len(batch), own
-    return pyarrow.Table.from_batches(batches)
+    if place < len(rows):
+        raise unusable(path, f"it has {start} rows, not as many as it says")
+    return pyarrow.Table.from_batches(batches, file.schema_arrow)
 
 
 class _ParquetColumns(Mapping):
