@@ -43,6 +43,7 @@ setuptools.setup(
         "bucket": ["fsspec>=2024.6", "gcsfs>=2024.6"],  # results kept in gs://
         "dev": [
             "fsspec>=2024.6",
+            "hypothesis>=6.100",
             "matplotlib>=3.9",
             "mypy>=1.13",
             "optuna>=4.5",

@@ -1,8 +1,9 @@
 """Does a long search stay as it began? Its memory and its speed, from the first trial to the last.
 
 Claim: once its programs are compiled, neither resident memory nor seconds a trial grow with the
-number of trials, and the controller stays one (the entropy of its designs is a number). The search is a real one on `iris`, with its trial log, checkpoints, TensorBoard
-files, controller and reward model; only its children are short, a few steps each.
+number of trials, and the controller stays one (the entropy of its designs is a number). The search
+is a real one on `iris`, with its trial log, checkpoints, TensorBoard files, controller and reward
+model; only its children are short, a few steps each.
 
 Command: python -m benchmarks.endurance --json=endurance.json
 Cost: two minutes on two CPU cores.

@@ -60,7 +60,7 @@ def run_main(main: Callable[[], Any]) -> None:
             # An ordinary exit would wait minutes for the other processes.
             _leave(1, traceback.format_exc())
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse_flags)
 
 
 def define_flags(config_class: type[Config] = Config, **defaults: Any) -> None:
@@ -123,6 +123,13 @@ def use_cores_as_devices() -> None:
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except ValueError as error:  # a value where none belongs, of which absl makes no flags.Error
+        _leave(1, f"error: {error}")
 
 
 def _connect() -> bool:

@@ -190,6 +190,8 @@ class _ParquetColumns(Mapping):
         self._path, self._table = path, table
 
     def __getitem__(self, name: str) -> list[Any]:
+        if name not in self._table.column_names:
+            raise KeyError(name)
         index = self._table.column_names.index(name)
         try:
             return self._table.column(index).to_pylist()
