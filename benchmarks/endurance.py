@@ -91,7 +91,8 @@ def endure(path: pathlib.Path, num_trials: int, every: int) -> list[dict[str, fl
     )
     setup = RoundSetup(family.space, ("iris",), search, trainer, Budget(num_trials))
     state = search.init(jax.random.key(0))
-    with open_workdir(path, {}) as workdir, Watch(path / "tensorboard", every) as watch:
+    watch = Watch(path / "tensorboard", every)
+    with open_workdir(path, {}) as workdir, watch:
         run_rounds(setup, state, workdir, watch, "ppo")
     return watch.figures
 

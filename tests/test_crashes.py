@@ -44,18 +44,25 @@ def assert_goes_on(path, whole):
     assert trials_of(path) == whole
 
 
-def test_sigterm_saves_and_says_how_to_go_on(tmp_path, whole):
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        (signal.SIGTERM, 0, "terminated; what was done is kept, and the same command goes on"),
+        (signal.SIGINT, 130, "stopped; the same command goes on"),
+    ],
+    ids=["SIGTERM", "SIGINT"],
+)
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, whole, number, status, said):
     process = start(tmp_path / "w")
     assert process.stdout.readline() == "ready\n"
     while "round 2/" not in (line := process.stderr.readline()):
         assert line, "it ended before it could be stopped"
-    for _ in range(5):  # clusters send more than one
-        process.send_signal(signal.SIGTERM)
+    for _ in range(5 if number == signal.SIGTERM else 1):  # clusters send more than one
+        process.send_signal(number)
         time.sleep(0.01)
     _, errors = process.communicate(timeout=20)
-    assert process.returncode == 0
-    last = errors.strip().splitlines()[-1]
-    assert last == "terminated; what was done is kept, and the same command goes on from here"
+    assert process.returncode == status
+    assert errors.strip().splitlines()[-1] == f"{said} from here"
     kept = sorted(path.name for path in (tmp_path / "w" / "checkpoints").iterdir())
     assert "2" in kept and all(name.isdigit() for name in kept)
     assert_goes_on(tmp_path / "w", whole)

@@ -8,8 +8,8 @@ import json
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import IO, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -229,12 +229,11 @@ def _read_npz(path: pathlib.Path) -> tuple[list[str], np.ndarray, Sequence[int]]
 
 def _read_text(path: pathlib.Path) -> tuple[list[str], np.ndarray, Sequence[int]]:
     """Returns V words, float32 [V, E] and the number of each row in the file."""
-    opener: Callable[..., IO[bytes]] = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as file:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         return _parse_rows(path, _lines(path, file))
 
 
-def _lines(path: pathlib.Path, file: IO[bytes]) -> Iterator[bytes]:
+def _lines(path: pathlib.Path, file: gzip.GzipFile | io.BufferedReader) -> Iterator[bytes]:
     """Yields lines, as long as they aren't too many or too long: few bytes can unpack to many."""
     total = 0
     while line := file.readline(_MOST_LINE_BYTES + 1):
