@@ -101,3 +101,19 @@ def test_chaos_notices_what_is_lost_or_twice(tmp_path):
     undisturbed = [("a", i, {"task": "a", "trial": i, "seconds": None}) for i in range(3)]
     found = compare(tmp_path, undisturbed, [])
     assert (found.lost, found.duplicated, found.equal) == (1, 1, False)
+
+
+def test_endurance(tmp_path):
+    figures = tmp_path / "endurance.json"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks.endurance", "--trials=20", "--every=10"),
+            f"--json={figures}",
+        ],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    first, last = json.loads(figures.read_text())
+    assert (first["trials"], last["trials"]) == (10, 20)
+    assert 50 < first["resident_mb"] and 0 < last["ms_per_trial"] and last["entropy"] > 0
