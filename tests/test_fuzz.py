@@ -301,6 +301,7 @@ def test_any_text_is_word_vectors_or_refused(rows, noise, has_header):
     with written("\n".join(lines).encode() + noise, "mine.txt") as path:
         found = refused_or(load_word_vectors, path)
         assert found is None or np.isfinite(found.vectors).all()
+        assert found is None or "".join(found.words).encode() is not None
 
 
 @given(st.binary(min_size=1, max_size=3), st.integers(0, 10**6), st.booleans(), st.booleans())
@@ -323,6 +324,7 @@ def test_any_npz_file_is_word_vectors_or_refused(noise, place, packed, inside):
     with written(content if inside else changed(content), "mine.npz") as path:
         found = refused_or(load_word_vectors, path)
         assert found is None or np.isfinite(found.vectors).all()
+        assert found is None or "".join(found.words).encode() is not None
 
 
 # Flags.

@@ -29,7 +29,7 @@ MINILM = Archive(
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 )
 _MAX_BYTES = 128 << 20  # of an unpacked member of the archive; the vectors have 80 MB
-# Of the user's own files, once unpacked: the largest that are published have 11 GB.
+# Of the user's own files, once unpacked, and of a row.
 _MOST_BYTES, _MOST_LINE_BYTES = 16 << 30, 1 << 20
 # What is unpacked from the archive into the cache, with its SHA-256: reading it takes a quarter of
 # a second, the archive itself over one.
@@ -223,8 +223,13 @@ def _read_npz(path: pathlib.Path) -> tuple[list[str], np.ndarray, Sequence[int]]
             f"vectors is {vectors.dtype} {vectors.shape}; numbers [{len(words)}, E] are needed, "
             f"for there are {len(words)} words",
         )
+    try:
+        names = words.tolist()
+        "".join(names).encode()
+    except (SystemError, UnicodeError) as error:  # the first one beyond the last of Unicode
+        raise _malformed(path, f"words has what is no character: {error}") from error
     with np.errstate(over="ignore"):  # what overflows is found and reported as not finite
-        return words.tolist(), vectors.astype(np.float32), range(1, len(words) + 1)
+        return names, vectors.astype(np.float32), range(1, len(words) + 1)
 
 
 def _read_text(path: pathlib.Path) -> tuple[list[str], np.ndarray, Sequence[int]]:

@@ -346,3 +346,10 @@ def test_what_unpacks_to_too_much_is_refused(
     assert "it has more than 5000 bytes" in _refusal(packed)
     packed.write_bytes(gzip.compress(bytes(1 << 24)))
     assert "a row has more than 1048576 bytes" in _refusal(packed)
+
+
+@pytest.mark.parametrize("code", [0xD800, 0x110000], ids=["half a character", "beyond Unicode"])
+def test_words_of_what_is_no_character_are_refused(tmp_path: pathlib.Path, code: int) -> None:
+    path = tmp_path / "vectors.npz"
+    np.savez(path, words=np.array([code], np.uint32).view("U1"), vectors=np.ones((1, 2)))
+    assert "words has what is no character" in _refusal(path)
