@@ -44,6 +44,7 @@ setuptools.setup(
         "dev": [
             "flatbuffers>=24.3",
             "fsspec>=2024.6",
+            "hypothesis>=6.100",
             "matplotlib>=3.9",
             "mypy>=1.13",
             "optuna>=4.5",

@@ -8,17 +8,19 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mnms_jax.store import replaced_folder, this_process, write_json, writing
+from mnms_jax.store import arrays_digest, replaced_folder, this_process, write_json, writing
 from mnms_jax.types import UserError
 
 
 def save_artifact(path: pathlib.Path, kind: str, description: dict[str, Any], arrays: Any) -> None:
     """Writes KIND.json and arrays into a folder, in place of the one that was there."""
+    # As NumPy arrays, which any number and kind of devices can load.
+    arrays = jax.tree.map(np.asarray, arrays)
     with replaced_folder(path) as new:
-        write_json(new / f"{kind}.json", description)
+        digest = arrays_digest(arrays).hex()
+        write_json(new / f"{kind}.json", {**description, "sha256": digest})
         with writing(path), _checkpointer() as checkpointer:
-            # As NumPy arrays, which any number and kind of devices can load.
-            checkpointer.save((new / "arrays").absolute(), jax.tree.map(np.asarray, arrays))
+            checkpointer.save((new / "arrays").absolute(), arrays)
 
 
 def load_artifact(path: pathlib.Path, kind: str) -> tuple[dict[str, Any], Any]:
@@ -30,9 +32,13 @@ def load_artifact(path: pathlib.Path, kind: str) -> tuple[dict[str, Any], Any]:
     try:
         description = json.loads((path / f"{kind}.json").read_text(encoding="utf-8"))
         with _checkpointer() as checkpointer:
-            return description, checkpointer.restore((path / "arrays").absolute())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} holds no {kind} that can be read: {error}") from error
+            arrays = checkpointer.restore((path / "arrays").absolute())
+        digest = description.pop("sha256", None)  # which earlier versions didn't write
+        if digest not in (None, arrays_digest(arrays).hex()):
+            raise ValueError("its arrays are damaged")
+    except Exception as error:  # orbax and tensorstore have no common error
+        raise UserError(f"{path} holds no {kind} that can be read: {error!r}") from error
+    return description, arrays
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:

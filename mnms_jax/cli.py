@@ -29,9 +29,10 @@ class _TerminatedError(BaseException):
 def run_main(main: Callable[[], Any]) -> None:
     """Runs the main function of a program whose flags are defined, then exits.
 
-    A mistake that the user can mend, a full or read-only disk and an interrupt from the keyboard
-    are told in one line and exit with 1; any other error keeps its traceback. SIGTERM, by which
-    machines are taken back, ends the program with 0: what was done is on the disk.
+    A mistake that the user can mend, and a full or read-only disk, are told in one line and exit
+    with 1, an interrupt from the keyboard with 130, as shells have it; any other error keeps its
+    traceback. SIGTERM, by which machines are taken back, ends the program with 0: what was done is
+    on the disk.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -46,7 +47,7 @@ def run_main(main: Callable[[], Any]) -> None:
         except UserError as error:
             _leave(1, f"error: {error}")
         except KeyboardInterrupt:
-            _leave(1, "stopped; the same command goes on from here")
+            _leave(128 + signal.SIGINT, "stopped; the same command goes on from here")
         except _TerminatedError:
             _leave(0, "terminated; what was done is kept, and the same command goes on from here")
         except OSError as error:
@@ -59,7 +60,7 @@ def run_main(main: Callable[[], Any]) -> None:
             # An ordinary exit would wait minutes for the other processes.
             _leave(1, traceback.format_exc())
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse_flags)
 
 
 def define_flags(config_class: type[Config] = Config, **defaults: Any) -> None:
@@ -122,6 +123,13 @@ def use_cores_as_devices() -> None:
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except ValueError as error:  # a value where none belongs, of which absl makes no flags.Error
+        _leave(1, f"error: {error}")
 
 
 def _connect() -> bool:

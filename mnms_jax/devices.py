@@ -48,6 +48,13 @@ def map_trials(function: Callable[..., Any], sharding: NamedSharding) -> Callabl
     return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Returns whether an error says that a device's memory, or the host's, isn't enough."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return "RESOURCE_EXHAUSTED" in str(error)
+    return isinstance(error, MemoryError)
+
+
 def connect_processes(
     coordinator_address: str | None = None,
     num_processes: int | None = None,

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 
 from mnms_jax.types import Array
 
+_LARGEST_LOG_RATIO = 20.0
+
 
 def reinforce_loss(log_probs: Array, advantages: Array) -> Array:
     """Returns the policy-gradient loss, a mean over trials of summed decisions.
@@ -28,7 +30,8 @@ def ppo_loss(
     decisions hold equal log-probabilities and add a constant.
     """
     chex.assert_rank([log_probs, behaviour_log_probs, advantages], [2, 2, 1])
-    ratios = jnp.exp(log_probs - behaviour_log_probs)
+    # What was once all but impossible may be likely now: the ratio would overflow.
+    ratios = jnp.exp(jnp.minimum(log_probs - behaviour_log_probs, _LARGEST_LOG_RATIO))
     advantages = jax.lax.stop_gradient(advantages)[:, None]
     clipped = jnp.clip(ratios, 1.0 - clip, 1.0 + clip)
     return -jnp.mean(jnp.sum(jnp.minimum(ratios * advantages, clipped * advantages), axis=1))

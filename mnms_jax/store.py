@@ -1,7 +1,9 @@
 """What a search leaves on disk: configuration, trial log and checkpoints, safe against crashes."""
 
 import fcntl
+import hashlib
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -35,13 +37,21 @@ class TrialRecord(NamedTuple):
     metrics: Mapping[str, float] = {}  # on validation, and sizes; empty in logs of older versions
 
 
+# What JSON makes of a TrialRecord's fields.
+_NUMBER = int | float
+_KINDS = (
+    *(str, int, dict, _NUMBER | None, str | None, _NUMBER, int, str, int),
+    *(list | tuple, bool, dict),
+)
+
+
 class TrialLog:
     """An append-only file with a JSON object a line.
 
     A torn last line, as a crash leaves it, is not read, and cut off before anything is appended.
 
     Raises:
-      UserError: another line isn't a trial.
+      UserError: another line isn't a trial, or one that stands before it.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -49,14 +59,21 @@ class TrialLog:
         self.records: list[TrialRecord] = []
         content = path.read_bytes() if path.exists() else b""
         self._size = content.rfind(b"\n") + 1
-        for number, line in enumerate(content[: self._size].splitlines(), 1):
+        seen = set()
+        for number, line in enumerate(content[: self._size].split(b"\n")[:-1], 1):
             try:
-                record = TrialRecord(**json.loads(line))
-                self.records.append(record._replace(rungs=tuple(record.rungs)))
-            except (ValueError, TypeError):
+                record = _parse(line)
+            except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
                 raise UserError(
                     f"{path}, line {number}: not a trial; mend the line, or remove it and all after"
                 ) from None
+            if (record.task, record.trial) in seen:
+                raise UserError(
+                    f"{path}, line {number}: trial {record.trial} of {record.task} stands before "
+                    "it already; remove the line"
+                )
+            seen.add((record.task, record.trial))
+            self.records.append(record)
 
     @property
     def content(self) -> bytes:
@@ -64,15 +81,56 @@ class TrialLog:
         return self._path.read_bytes()[: self._size] if self._size else b""
 
     def append(self, record: TrialRecord) -> None:
-        """Writes a trial to the disk, and returns once it is there."""
+        """Writes a trial to the disk, and returns once it is there.
+
+        Raises:
+          UserError: the file lacks what was in it before.
+        """
         line = (json.dumps(record._asdict(), ensure_ascii=False) + "\n").encode()
         with self._path.open("ab") as file:
+            if file.tell() < self._size:
+                raise UserError(
+                    f"{self._path} was cut or removed while the search was running; restore it, "
+                    "or take another --workdir"
+                )
             file.truncate(self._size)
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
+        if not self._size:
+            _sync_folder(self._path.parent)
         self._size += len(line)
         self.records.append(record)
+
+
+def _parse(line: bytes) -> TrialRecord:
+    """Returns the trial of a line.
+
+    Raises:
+      ValueError, TypeError, AttributeError, OverflowError, RecursionError: it holds none.
+    """
+    record = TrialRecord(**json.loads(line))
+    record = record._replace(rungs=tuple(record.rungs))
+    numbers = [record.seconds, *record.rungs, *record.metrics.values()]
+    if record.reward is not None:
+        numbers.append(record.reward)
+    if not (
+        all(map(isinstance, record, _KINDS))
+        and all(isinstance(choice, Choice) for choice in record.decisions.values())
+        and all(isinstance(number, _NUMBER) and math.isfinite(number) for number in numbers)
+        and (record.reward is None) == (record.failed is not None)
+    ):
+        raise ValueError(line)
+    return record
+
+
+def _sync_folder(path: pathlib.Path) -> None:
+    """Writes a folder's list of files to the disk, on which a new file isn't found otherwise."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 class Checkpoints:
@@ -100,21 +158,26 @@ class Checkpoints:
         if jax.process_index() > 0:
             return
         arrays = jax.tree.map(_to_host, state)
+        # Orbax doesn't notice all damage: a flipped bit of an array would be another number.
+        saved = {"state": arrays, "sha256": np.frombuffer(arrays_digest(arrays), np.uint8)}
         with writing(self._path):
-            self._manager.save(step, args=ocp.args.StandardSave(arrays))
+            self._manager.save(step, args=ocp.args.StandardSave(saved))
 
     def restore(self, like: Any) -> Any | None:
         """Returns the newest state that can be read, or None; `like` gives shapes and types."""
-        arrays = jax.tree.map(_to_host, like)
+        digest = np.zeros(hashlib.sha256().digest_size, np.uint8)
+        wanted = {"state": jax.tree.map(_to_host, like), "sha256": digest}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                found = self._manager.restore(step, args=ocp.args.StandardRestore(arrays))
+                found = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
+                if arrays_digest(found["state"]) != found["sha256"].tobytes():
+                    raise ValueError("its arrays are damaged")
             except Exception as error:  # orbax and tensorstore have no common error
                 logging.warning(
                     "checkpoint %d can't be read, going on from the one before: %s", step, error
                 )
             else:
-                return jax.tree.map(_from_host, like, found)
+                return jax.tree.map(_from_host, like, found["state"])
         return None
 
     def close(self) -> None:
@@ -146,6 +209,15 @@ def writing(path: pathlib.Path) -> Iterator[None]:
             f"a checkpoint can't be written to {path} ({reason}); mend that, and the same command "
             "goes on from here"
         ) from error
+
+
+def arrays_digest(arrays: Any) -> bytes:
+    """Returns the SHA-256 of a pytree of NumPy arrays."""
+    digest = hashlib.sha256()
+    for array in jax.tree.leaves(arrays):
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.digest()
 
 
 def _is_key(array: Any) -> bool:
@@ -249,10 +321,12 @@ def _check_config(path: pathlib.Path, config: Mapping[str, Any], resumable: Sequ
     if path.exists():
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
+            stored = None
+        if not isinstance(stored, dict):
             raise UserError(
-                f"{path} is no JSON file; restore it, or take another --workdir"
-            ) from None
+                f"{path} is no JSON file of a search; restore it, or take another --workdir"
+            )
         before = {key: stored.get(key, _BEFORE.get(key)) for key in sorted({*stored, *config})}
         different = [
             f"{key}: {value!r} there, {config.get(key)!r} now"

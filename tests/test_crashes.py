@@ -44,18 +44,25 @@ def assert_goes_on(path, whole):
     assert trials_of(path) == whole
 
 
-def test_sigterm_saves_and_says_how_to_go_on(tmp_path, whole):
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        (signal.SIGTERM, 0, "terminated; what was done is kept, and the same command goes on"),
+        (signal.SIGINT, 130, "stopped; the same command goes on"),
+    ],
+    ids=["SIGTERM", "SIGINT"],
+)
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, whole, number, status, said):
     process = start(tmp_path / "w")
     assert process.stdout.readline() == "ready\n"
     while "round 2/" not in (line := process.stderr.readline()):
         assert line, "it ended before it could be stopped"
-    for _ in range(5):  # clusters send more than one
-        process.send_signal(signal.SIGTERM)
+    for _ in range(5 if number == signal.SIGTERM else 1):  # clusters send more than one
+        process.send_signal(number)
         time.sleep(0.01)
     _, errors = process.communicate(timeout=20)
-    assert process.returncode == 0
-    last = errors.strip().splitlines()[-1]
-    assert last == "terminated; what was done is kept, and the same command goes on from here"
+    assert process.returncode == status
+    assert errors.strip().splitlines()[-1] == f"{said} from here"
     kept = sorted(path.name for path in (tmp_path / "w" / "checkpoints").iterdir())
     assert "2" in kept and all(name.isdigit() for name in kept)
     assert_goes_on(tmp_path / "w", whole)
@@ -94,3 +101,19 @@ def test_chaos_notices_what_is_lost_or_twice(tmp_path):
     undisturbed = [("a", i, {"task": "a", "trial": i, "seconds": None}) for i in range(3)]
     found = compare(tmp_path, undisturbed, [])
     assert (found.lost, found.duplicated, found.equal) == (1, 1, False)
+
+
+def test_endurance(tmp_path):
+    figures = tmp_path / "endurance.json"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks.endurance", "--trials=20", "--every=10"),
+            f"--json={figures}",
+        ],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    first, last = json.loads(figures.read_text())
+    assert (first["trials"], last["trials"]) == (10, 20)
+    assert 50 < first["resident_mb"] and 0 < last["ms_per_trial"] and last["entropy"] > 0

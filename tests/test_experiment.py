@@ -133,7 +133,7 @@ def test_interrupted_from_the_keyboard_it_says_how_to_go_on(tmp_path, data_dir):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert errors.strip().endswith("stopped; the same command goes on from here")
     assert "Traceback" not in errors
 
@@ -200,6 +200,7 @@ def test_missing_data_is_said_within_five_seconds(tmp_path):
         ("--embeddings=mine=/nowhere.txt", "/nowhere.txt"),
         ("--num_trials=0", "error: --num_trials=0: must be at least 1"),
         ("extra", "no arguments but flags are taken, got extra"),
+        ("--nocompare_random=1", "error: --nocompare_random=1 does not take an argument"),
     ],
 )
 def test_mistakes_get_one_clear_line(tmp_path, flag, message):

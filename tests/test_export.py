@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from toy import SPACE, make_family, make_task
 
+from mnms_jax.artifact import load_artifact, save_artifact
 from mnms_jax.children.text import PRESETS, make_text_family
 from mnms_jax.controller import make_policy
 from mnms_jax.export import TextChild, load_child, save_child
@@ -117,6 +118,21 @@ def test_no_child_here(tmp_path):
         load_child(tmp_path)
     with pytest.raises(UserError, match="holds no controller"):
         load_controller(tmp_path)
+
+
+def test_damaged_arrays_are_noticed(tmp_path):
+    """Orbax reads a flipped bit as another number."""
+    save_artifact(
+        tmp_path / "a", "thing", {"is": 1}, {"w": np.random.default_rng(0).normal(size=999)}
+    )
+    description, arrays = load_artifact(tmp_path / "a", "thing")
+    assert description == {"is": 1} and arrays["w"].shape == (999,)
+    largest = max((tmp_path / "a").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with pytest.raises(UserError, match="holds no thing that can be read"):
+        load_artifact(tmp_path / "a", "thing")
 
 
 def controller_of(params, *names):

@@ -187,3 +187,69 @@ def test_a_child_that_does_not_fit_alone_has_failed(family):
     trainer._run = run
     result = dict(trainer.train([Request(0, "one", 0, design(family))]))[0]
     assert (result.reward, result.failed) == (None, "out of memory")
+
+
+def lack_on_device():
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+
+def lack_on_host():
+    raise MemoryError("Unable to allocate 9 bytes")
+
+
+@pytest.mark.parametrize("lack", [lack_on_device, lack_on_host])
+@pytest.mark.parametrize("boundary", ["compile", "run"])
+def test_a_lack_of_memory_halves_the_lanes_and_spares_the_neighbours(
+    family, monkeypatch, lack, boundary
+):
+    """The architecture with a hidden layer never fits; the other one does, two at once."""
+    flat, deep = (design(family, **c) for c in ({}, HIDDEN))
+    wanted = [Request(0, "one", trial, d) for trial in range(4) for d in (flat, deep)]
+    expected = dict(make_trainer((TASK,), family, lanes=2).train(wanted[::2]))
+    trainer = make_trainer((TASK,), family, lanes=4, num_workers=2)
+    load_or_compile = trainer._load_or_compile
+    tried = []
+
+    def scarce(architecture, lanes, inputs):
+        tried.append((architecture.hidden_layers, lanes))
+        fits = lanes <= 2 and not architecture.hidden_layers
+        if boundary == "compile" and not fits:
+            lack()
+        program = load_or_compile(architecture, lanes, inputs)
+        return program if fits else lambda *_: lack()
+
+    monkeypatch.setattr(trainer, "_load_or_compile", scarce)
+    found = dict(trainer.train(wanted))
+    for i, request in enumerate(wanted):
+        if request.design == flat:
+            assert found[i]._replace(seconds=0) == expected[i // 2]._replace(seconds=0)
+        else:
+            assert (found[i].reward, found[i].failed) == (None, "out of memory")
+    assert sorted(tried) == [(0, 2), (0, 4), (1, 1), (1, 2), (1, 4)]
+    outcome, _ = trainer.fit(wanted[0])
+    assert float(outcome.accuracy) == found[0].reward
+
+
+@pytest.mark.parametrize("lack", [lack_on_device, lack_on_host])
+def test_a_child_that_is_trained_again_gets_by_with_less_memory(family, monkeypatch, lack):
+    wanted = Request(0, "one", 0, design(family))
+    trainer = make_trainer((TASK,), family, lanes=2)
+    run = trainer._run
+
+    def run_alone(program, members):
+        return run(program, members) if program.num_children == 1 else lack()
+
+    monkeypatch.setattr(trainer, "_run", run_alone)
+    expected, _ = make_trainer((TASK,), family, lanes=1).fit(wanted)
+    assert float(trainer.fit(wanted)[0].loss) == float(expected.loss)
+
+
+def test_other_errors_of_the_compiler_end_the_search(family, monkeypatch):
+    trainer = make_trainer((TASK,), family, lanes=2)
+
+    def broken(*_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: broken")
+
+    monkeypatch.setattr(trainer, "_load_or_compile", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
+        list(trainer.train([Request(0, "one", 0, design(family))]))

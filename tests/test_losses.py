@@ -37,6 +37,15 @@ def test_ppo_by_hand():
     assert float(ppo_loss(new, old, advantages, clip=0.2)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_ppo_stays_finite_where_the_impossible_has_become_likely():
+    """As after some 3,000 trials, when designs of other samplers had a log-probability of -400."""
+    new, old = jnp.zeros((3, 1)), jnp.full((3, 1), -400.0)
+    advantages = jnp.array([1.0, 0.0, -1.0])
+    loss, grads = jax.value_and_grad(ppo_loss)(new, old, advantages)
+    assert np.isfinite(loss) and np.isfinite(grads).all()
+    assert loss > 1e6  # no less of a bad thing
+
+
 def test_ppo_stops_where_the_ratio_has_gone_far_enough():
     grad = jax.grad(lambda x: ppo_loss(x, jnp.zeros((1, 2)), jnp.ones(1), clip=0.2))
     got = grad(jnp.log(jnp.array([[1.3, 1.1]])))

@@ -47,13 +47,46 @@ def test_a_torn_last_line_is_cut_off(tmp_path, torn):
     assert path.read_bytes().startswith(whole) and torn not in path.read_bytes()
 
 
-@pytest.mark.parametrize("bad", ["nonsense", "{}", '{"task": "x"}', "", "[1]"])
+BAD_LINES = {
+    "no JSON": "nonsense",
+    "nothing": "{}",
+    "one field": '{"task": "x"}',
+    "empty": "",
+    "list": "[1]",
+    "deep": "[" * 100_000,
+    "reward as text": json.dumps(record(1)._replace(reward="0.5")._asdict()),
+    "reward not finite": json.dumps(record(1)._replace(reward=float("nan"))._asdict()),
+    "too large": json.dumps(record(1)._asdict()).replace("0.5", "1" * 400),
+    "decisions in a list": json.dumps(record(1)._replace(decisions=[1])._asdict()),
+    "choice in a list": json.dumps(record(1)._replace(decisions={"a": [1]})._asdict()),
+    "neither reward nor failure": json.dumps(record(1, None)._replace(failed=None)._asdict()),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_LINES.values(), ids=BAD_LINES)
 def test_a_bad_line_is_named(tmp_path, bad):
     path = tmp_path / "trials.jsonl"
     TrialLog(path).append(record(0))
     path.write_text(path.read_text() + bad + "\n")
     with pytest.raises(UserError, match="line 2: not a trial"):
         TrialLog(path)
+
+
+def test_a_trial_that_stands_there_twice_is_named(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    TrialLog(path).append(record(0))
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(UserError, match="line 2: trial 0 of task stands before it already"):
+        TrialLog(path)
+
+
+def test_a_log_that_others_cut_is_not_written_on(tmp_path):
+    log = TrialLog(tmp_path / "trials.jsonl")
+    log.append(record(0))
+    (tmp_path / "trials.jsonl").write_bytes(b"{")
+    with pytest.raises(UserError, match="was cut or removed while the search was running"):
+        log.append(record(1))
+    assert (tmp_path / "trials.jsonl").read_bytes() == b"{"
 
 
 def test_an_empty_log_is_a_new_one(tmp_path):
@@ -95,6 +128,23 @@ def test_a_corrupted_checkpoint_falls_back_to_the_one_before(tmp_path):
     assert int(Checkpoints(tmp_path / "checkpoints").restore(state(0)).step) == 1
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path):
+    """Orbax reads some of them as another number."""
+    noise = State({"w": jax.random.normal(jax.random.key(0), (64, 64))}, jnp.int32(2), state(2).key)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, noise._replace(step=jnp.int32(1)))
+    checkpoints.save(2, noise)
+    checkpoints.close()
+    largest = max((tmp_path / "checkpoints" / "2").rglob("*"), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    restored = Checkpoints(tmp_path / "checkpoints").restore(noise)
+    assert int(restored.step) == 1
+    np.testing.assert_array_equal(restored.params["w"], noise.params["w"])
+
+
 CONFIG = {"tasks": ["a"], "seed": 0, "num_trials": 5}
 
 
@@ -117,8 +167,9 @@ def test_workdir_of_another_config_is_refused_with_the_difference(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
 
 
-def test_broken_config_is_named(tmp_path):
-    (tmp_path / "config.json").write_text("{")
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000], ids=["cut", "list", "deep"])
+def test_broken_config_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="no JSON file"), open_workdir(tmp_path, CONFIG):
         pass
 

@@ -19,6 +19,9 @@ from mnms_jax.types import UserError
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 SUFFIXES_LISTED = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 
+# Few bytes of Parquet can unpack to many.
+_MOST_BYTES, _MOST_ROWS, _BATCH_ROWS = 4 << 30, 1 << 28, 8192
+
 
 class Columns(NamedTuple):
     """A file's columns."""
@@ -172,22 +175,39 @@ def _read_parquet(path: pathlib.Path, divide: _Divide) -> Iterator[_Part]:
         # As one file: a folder of that name isn't searched for more.
         with path.open("rb") as content:
             file = pyarrow.parquet.ParquetFile(content)
-            batches = file.iter_batches()
-            start = 0
-            batch: Any = next(batches, None)  # None: no rows
-            for rows in divide(range(file.metadata.num_rows)):
-                pieces, place = [], 0
-                while place < len(rows):
-                    own = bisect.bisect_left(rows, start + len(batch), place)
-                    places = pyarrow.array([row - start for row in rows[place:own]], "int64")
-                    pieces.append(batch.take(places))
-                    place = own
-                    if place < len(rows):
-                        start, batch = start + len(batch), next(batches)
-                table = pyarrow.Table.from_batches(pieces)
+            for rows, table in _tables(path, file, divide):
                 yield table.column_names, _ParquetColumns(path, table), [row + 1 for row in rows]
     except (OSError, pyarrow.ArrowException) as error:
         raise unusable(path, f"it cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _tables(path: pathlib.Path, file: Any, divide: _Divide) -> Iterator[tuple[Sequence[int], Any]]:
+    """Yields parts of a Parquet file, its rows' numbers and the table; few others are held.
+
+    Raises:
+      UserError: a part is too many bytes, or rows aren't there.
+    """
+    import pyarrow
+
+    if file.metadata.num_rows > _MOST_ROWS:
+        raise unusable(path, f"it says that it has {file.metadata.num_rows} rows")
+    batches, start = file.iter_batches(_BATCH_ROWS), 0
+    batch: Any = ()
+    for rows in divide(range(file.metadata.num_rows)):
+        pieces: list[Any] = []
+        place = 0
+        while place < len(rows):
+            if (own := bisect.bisect_left(rows, start + len(batch), place)) > place:
+                places = pyarrow.array([row - start for row in rows[place:own]], pyarrow.int64())
+                pieces.append(batch if len(places) == len(batch) else batch.take(places))
+            if sum(piece.nbytes for piece in pieces) > _MOST_BYTES:
+                raise unusable(path, f"it has more than {_MOST_BYTES} bytes once unpacked")
+            place = own
+            if place < len(rows):
+                start += len(batch)
+                if (batch := next(batches, None)) is None:
+                    raise unusable(path, f"it has {start} rows, not as many as it says")
+        yield rows, pyarrow.Table.from_batches(pieces)
 
 
 class _ParquetColumns(Mapping):
@@ -197,6 +217,8 @@ class _ParquetColumns(Mapping):
         self._path, self._table = path, table
 
     def __getitem__(self, name: str) -> list[Any]:
+        if name not in self._table.column_names:
+            raise KeyError(name)
         index = self._table.column_names.index(name)
         try:
             return self._table.column(index).to_pylist()

@@ -29,6 +29,8 @@ MINILM = Archive(
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 )
 _MAX_BYTES = 128 << 20  # of an unpacked member of the archive; the vectors have 80 MB
+# Of the user's own files, once unpacked, and of a row.
+_MOST_BYTES, _MOST_LINE_BYTES = 16 << 30, 1 << 20
 # What is unpacked from the archive into the cache, with its SHA-256: reading it takes a quarter of
 # a second, the archive itself over one.
 _VECTORS_FILE = (
@@ -199,6 +201,10 @@ def _read_npz(path: pathlib.Path) -> tuple[list[str], np.ndarray, Sequence[int]]
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             raise _malformed(path, "it is no npz file")
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > _MOST_BYTES:
+        raise _malformed(path, f"it has {size} bytes once unpacked, more than {_MOST_BYTES}")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             missing = {"words", "vectors"} - set(arrays.files)
@@ -207,7 +213,7 @@ def _read_npz(path: pathlib.Path) -> tuple[list[str], np.ndarray, Sequence[int]]
             words, vectors = np.asarray(arrays["words"]), np.asarray(arrays["vectors"])
     except UserError:
         raise
-    except ValueError as error:
+    except Exception as error:  # NumPy and zipfile raise all sorts on damaged headers
         raise _malformed(path, f"an array in it is damaged or no plain array: {error}") from error
     if words.dtype.kind != "U" or words.ndim != 1:
         raise _malformed(path, f"words is {words.dtype} {words.shape}; strings [V] are needed")
@@ -217,14 +223,31 @@ def _read_npz(path: pathlib.Path) -> tuple[list[str], np.ndarray, Sequence[int]]
             f"vectors is {vectors.dtype} {vectors.shape}; numbers [{len(words)}, E] are needed, "
             f"for there are {len(words)} words",
         )
+    try:
+        names = words.tolist()
+        "".join(names).encode()
+    except (SystemError, UnicodeError) as error:  # the first one beyond the last of Unicode
+        raise _malformed(path, f"words has what is no character: {error}") from error
     with np.errstate(over="ignore"):  # what overflows is found and reported as not finite
-        return words.tolist(), vectors.astype(np.float32), range(1, len(words) + 1)
+        return names, vectors.astype(np.float32), range(1, len(words) + 1)
 
 
 def _read_text(path: pathlib.Path) -> tuple[list[str], np.ndarray, Sequence[int]]:
     """Returns V words, float32 [V, E] and the number of each row in the file."""
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        return _parse_rows(path, file)
+        return _parse_rows(path, _lines(path, file))
+
+
+def _lines(path: pathlib.Path, file: gzip.GzipFile | io.BufferedReader) -> Iterator[bytes]:
+    """Yields lines, as long as they aren't too many or too long: few bytes can unpack to many."""
+    total = 0
+    while line := file.readline(_MOST_LINE_BYTES + 1):
+        total += len(line)
+        if len(line) > _MOST_LINE_BYTES:
+            raise _malformed(path, f"a row has more than {_MOST_LINE_BYTES} bytes")
+        if total > _MOST_BYTES:
+            raise _malformed(path, f"it has more than {_MOST_BYTES} bytes")
+        yield line
 
 
 def _parse_rows(

@@ -119,11 +119,28 @@ def read_member(path: pathlib.Path, member: str, max_bytes: int) -> bytes:
             size = archive.getinfo(member).file_size
             if size > max_bytes:
                 raise UserError(f"{member} in {path} has {size} bytes, more than {max_bytes}")
-            return archive.read(member)
+            with archive.open(member) as file:
+                return file.read(size)  # no more is unpacked, whatever there is
     except KeyError as error:
         raise UserError(f"{path} holds no file {member}") from error
-    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read as a zip archive: {error}") from error
+
+
+def gunzip(content: bytes, max_bytes: int, source: str) -> bytes:
+    """Returns the content of a gzip file.
+
+    Raises:
+      UserError: it is none or damaged, or has more than max_bytes once unpacked.
+    """
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            unpacked = file.read(max_bytes + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{source} cannot be read as a gzip file: {error}") from error
+    if len(unpacked) > max_bytes:
+        raise UserError(f"{source} has more than {max_bytes} bytes once unpacked")
+    return unpacked
 
 
 def _sha256(path: pathlib.Path) -> str | None:
@@ -235,7 +252,8 @@ def _read_words() -> list[tuple[str, int]]:
     ranks: dict[str, dict[str, int]] = {}
     for language in _LANGUAGES:
         member = f"wordfreq/data/large_{language}.msgpack.gz"
-        content = gzip.decompress(read_member(archive, member, _MAX_BYTES))
+        packed = read_member(archive, member, _MAX_BYTES)
+        content = gunzip(packed, _MAX_BYTES, f"{member} in {archive}")
         _, *groups = msgpack.unpackb(content)  # of words as common as each other, in falling order
         for rank, word in enumerate(itertools.islice(itertools.chain(*groups), _NUM_WORDS)):
             ranks.setdefault(word, {})[language] = rank

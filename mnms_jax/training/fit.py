@@ -9,13 +9,13 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnms_jax.devices import map_trials, trial_devices, trial_sharding
+from mnms_jax.devices import lacks_memory, map_trials, trial_devices, trial_sharding
 from mnms_jax.reward import ACCURACY
 from mnms_jax.training.executables import ProgramFolder, program_key
 from mnms_jax.training.judge import Judge, TrialResult, num_steps, variable_shapes
@@ -207,9 +207,15 @@ class Trainer:
     def fit(self, request: Request) -> tuple[Outcome, Params]:
         """Trains one child again, exactly as before, and returns its variables too."""
         spec = self._family.make_spec(request.design)
-        outputs = self._run(self._program(request, spec).result(), [(request, spec)])
-        # To the host, whatever device the child was on.
-        return jax.tree.map(lambda x: x[0], jax.device_get(outputs))
+        program = self._program(request, spec).result()
+        try:
+            # To the host, whatever device the child was on.
+            outputs = jax.device_get(self._run(program, [(request, spec)]))
+        except Exception as error:
+            if lacks_memory(error) and self._halve(spec.architecture, program.num_children):
+                return self.fit(request)
+            raise
+        return jax.tree.map(lambda x: x[0], outputs)
 
     def _train(
         self, program: FutureProgram, members: Sequence[tuple[Request, ChildSpec]]
@@ -224,8 +230,8 @@ class Trainer:
         with self._clock.training():
             try:
                 outcomes = jax.device_get(self._run(program.result(), members)[0])
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
+            except Exception as error:
+                if not lacks_memory(error):
                     raise
         seconds = time.perf_counter() - start
         with self._lock:
@@ -318,14 +324,18 @@ class Trainer:
 
     def _compile(self, request: Request, spec: ChildSpec) -> Program:
         lanes = self._lanes[spec.architecture]
-        num_children = lanes * self._sharding.num_devices
-        inputs = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(
-                (num_children, *np.shape(x)), x.dtype, sharding=self._sharding
-            ),
-            self._inputs(request, spec),
-        )
-        return Program(self._load_or_compile(spec.architecture, lanes, inputs), num_children)
+        number = (lanes * self._sharding.num_devices,)
+
+        def stacked(x: AnyArray) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(number + np.shape(x), x.dtype, sharding=self._sharding)
+
+        try:
+            inputs = jax.tree.map(stacked, self._inputs(request, spec))
+            return Program(self._load_or_compile(spec.architecture, lanes, inputs), *number)
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
+            return Program(functools.partial(_fail, error), *number)  # as if it lacked when run
 
     def _load_or_compile(self, architecture: Hashable, lanes: int, inputs: Any) -> Any:
         options = _COMPILER_OPTIONS.get(self._platform)
@@ -341,6 +351,10 @@ class Trainer:
         make_model = self._family.make_model
         key = program_key(make_model, architecture, self._num_classes, inputs, devices, options)
         return self._folder.load_or_compile(key, devices, compile_new)
+
+
+def _fail(error: BaseException, *_: Any) -> NoReturn:
+    raise error
 
 
 def _with_lanes(model: ChildModel, lanes: int) -> Callable:

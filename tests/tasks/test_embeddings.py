@@ -220,7 +220,7 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path: pathlib.Path) -> None:
     assert "are needed" in _refusal(path)
     np.savez(path, words=np.array(["a"]), vectors=np.ones((1, 2)))
     path.write_bytes(path.read_bytes().replace(np.float64(1).tobytes(), np.float64(2).tobytes()))
-    assert "cannot read word vectors" in _refusal(path)
+    assert "is damaged or no plain array: Bad CRC-32" in _refusal(path)
 
 
 def test_vectors_for_falls_back_to_lower_case_and_then_to_zeros() -> None:
@@ -313,3 +313,43 @@ def test_minilm_knows_words_and_their_pieces(monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_array_equal(composed, upper)
     monkeypatch.setattr(embeddings, "read_member", None)  # what was unpacked is in the cache
     assert minilm().words == found.words
+
+
+def _npz(path: pathlib.Path, **members: bytes) -> pathlib.Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return path
+
+
+def _npy_header(shape: str) -> bytes:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
+@pytest.mark.parametrize("shape", ["(4000000000000, 300)", "(9999999999999999999, 3)", "(2,\0"])
+def test_arrays_that_claim_what_they_do_not_hold_are_refused(
+    tmp_path: pathlib.Path, shape: str
+) -> None:
+    path = _npz(tmp_path / "bad.npz", words=_npy_header("(1,)"), vectors=_npy_header(shape))
+    assert "is damaged or no plain array" in _refusal(path)
+
+
+def test_what_unpacks_to_too_much_is_refused(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embeddings, "_MOST_BYTES", 5000)
+    bomb = _npz(tmp_path / "bomb.npz", words=bytes(4000), vectors=bytes(4000))
+    assert "it has 8000 bytes once unpacked, more than 5000" in _refusal(bomb)
+    packed = tmp_path / "bomb.txt.gz"
+    packed.write_bytes(gzip.compress(b"word 1 2\n" * 1000))
+    assert "it has more than 5000 bytes" in _refusal(packed)
+    packed.write_bytes(gzip.compress(bytes(1 << 24)))
+    assert "a row has more than 1048576 bytes" in _refusal(packed)
+
+
+@pytest.mark.parametrize("code", [0xD800, 0x110000], ids=["half a character", "beyond Unicode"])
+def test_words_of_what_is_no_character_are_refused(tmp_path: pathlib.Path, code: int) -> None:
+    path = tmp_path / "vectors.npz"
+    np.savez(path, words=np.array([code], np.uint32).view("U1"), vectors=np.ones((1, 2)))
+    assert "words has what is no character" in _refusal(path)

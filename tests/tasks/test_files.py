@@ -12,6 +12,8 @@ import pytest
 from absl import logging
 
 import mnms_jax
+from mnms_jax.tasks import columns as columns_lib
+from mnms_jax.tasks.columns import read_columns
 from mnms_jax.tasks.files import FileTask, load_file_task, parse_file_task
 from mnms_jax.tasks.text import find_words, normalize
 from mnms_jax.training.fit import Request
@@ -317,3 +319,15 @@ def test_punctuation_in_any_script() -> None:
     assert find_words("¿Qué? \u2764\ufe0f", marks=True) == ["¿", "Qué", "?", "\u2764"]
     assert find_words("是。", marks=True) == ["是", "。"]
     assert find_words("so: yes!", marks=True) == ["so", ":", "yes", "!"]
+
+
+def test_a_parquet_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    table = pa.table({"text": ["the same long text again" * 40] * 20_000, "label": [0, 1] * 10_000})
+    path = tmp_path / "mine.parquet"
+    pa.parquet.write_table(table, path)
+    assert path.stat().st_size < 100_000
+    monkeypatch.setattr(columns_lib, "_MOST_BYTES", 1 << 20)
+    with pytest.raises(UserError, match="it has more than 1048576 bytes once unpacked"):
+        read_columns(path)
+    monkeypatch.undo()
+    assert len(read_columns(path).rows) == 20_000

@@ -1,5 +1,6 @@
 import base64
 import errno
+import gzip
 import hashlib
 import os
 import pathlib
@@ -20,6 +21,7 @@ from mnms_jax.tasks.packaged import (
     cache_folder,
     cached_file,
     fetch,
+    gunzip,
     load_packaged_task,
     read_member,
 )
@@ -431,3 +433,35 @@ def test_an_unknown_task_is_answered_with_the_known_ones() -> None:
     with pytest.raises(UserError, match="unknown packaged task 'trec'") as error:
         load_packaged_task("trec")
     assert ", ".join(PACKAGED_TASKS) in _message(error)
+
+
+def test_what_unpacks_to_too_much_is_refused(tmp_path: pathlib.Path) -> None:
+    packed = gzip.compress(b"one\ntwo\n")
+    assert gunzip(packed, 8, "rows") == b"one\ntwo\n"
+    with pytest.raises(UserError, match="rows has more than 7 bytes once unpacked"):
+        gunzip(packed, 7, "rows")
+    for damaged in (packed[:-9], b"\0" + packed):
+        with pytest.raises(UserError, match="rows cannot be read as a gzip file"):
+            gunzip(damaged, 8, "rows")
+    # A member that says it has one byte, and unpacks to a million.
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("rows.txt", bytes(1 << 20))
+    content = path.read_bytes().replace((1 << 20).to_bytes(4, "little"), bytes([1, 0, 0, 0]))
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read as a zip archive: Bad CRC"):
+        read_member(path, "rows.txt", 8)
+
+
+def test_no_name_in_an_archive_is_a_path(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Members are read by exact names, and kept under names of ours; nothing is extracted."""
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("evil.zip", "w") as archive:
+        for name in ("../evil.txt", "/tmp/evil.txt", "rows.txt"):
+            archive.writestr(name, b"rows")
+    assert read_member(tmp_path / "evil.zip", "../evil.txt", 8) == b"rows"
+    with pytest.raises(UserError, match=r"holds no file evil\.txt"):
+        read_member(tmp_path / "evil.zip", "evil.txt", 8)
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.zip"]

@@ -258,3 +258,9 @@ def test_many_columns_of_many_values_are_refused_at_once(tmp_path: pathlib.Path)
     assert "combine to 1000000000000000000 designs, more than 16777216" in refused(
         write(tmp_path, text)
     )
+
+
+def test_a_column_that_a_parquet_file_lacks_is_named(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "mine.parquet"
+    pa.parquet.write_table(pa.table({"data": ["t"], "a": [1], "reward": [1.0]}), path)
+    assert refused(path) == "it has no column 'task'; known: data, a, reward"
