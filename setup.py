@@ -17,7 +17,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["mnms_jax*", "experiments*"]),
-    package_data={"mnms_jax": ["py.typed"]},
+    package_data={"mnms_jax": ["py.typed", "__init__.pyi"]},
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8.1",
@@ -26,6 +26,7 @@ setuptools.setup(
         "flax>=0.12.0",
         "importlib_resources>=6.4",  # tensorflow_datasets needs it and does not declare it
         "jax>=0.8.0",
+        "lazy_loader>=0.4",
         "msgpack>=1.0.5",
         "numpy>=2.0",
         "optax>=0.2.6",
@@ -40,13 +41,16 @@ setuptools.setup(
     extras_require={
         "benchmarks": ["optuna>=4.5", "torch>=2.5"],
         "dev": [
+            "ipykernel>=6.29",
             "matplotlib>=3.9",
             "mypy>=1.13",
+            "nbclient>=0.10",
             "optuna>=4.5",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.8",
         ],
+        "docs": ["furo>=2025.12.19", "myst-parser>=5.0", "sphinx>=8.2"],
         "report": ["matplotlib>=3.9"],  # figures
         "rivals": ["optuna>=4.5"],  # to compare with
     },

@@ -4,9 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mnms_jax.learner import LEARNERS
-from mnms_jax.transfer import EMBEDDINGS, TRAINED, WarmStart
-from mnms_jax.types import UserError
+from mnms_jax.types import EMBEDDINGS, LEARNERS, TRAINED, UserError, WarmStart
 
 
 def _option(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:

@@ -70,6 +70,9 @@ def test_importing_touches_no_device_flag_or_heavy_library():
     code = """
 import sys
 import mnms_jax
+assert not {"jax", "absl"} & sys.modules.keys()
+for name in mnms_jax.__all__:
+    getattr(mnms_jax, name)
 from absl import flags
 from jax._src import xla_bridge
 assert not xla_bridge.backends_are_initialized()
@@ -80,8 +83,30 @@ for name in ("tensorflow", "tensorflow_datasets", "torch", "sklearn", "matplotli
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
 
 
+@pytest.mark.parametrize(
+    "experiment",
+    sorted((ROOT.parent / "experiments").glob("[a-z]*.py")),
+    ids=lambda path: path.stem,
+)
+def test_help_waits_for_jax_alone(experiment):
+    """What a search needs beside it takes as long again to import."""
+    code = """
+import runpy, sys
+try:
+    runpy.run_module(sys.argv[1], run_name="__main__")
+except SystemExit:
+    heavy = {"flax", "optax", "orbax", "chex", "pyarrow", "scipy", "sklearn"} & sys.modules.keys()
+    sys.exit(", ".join(heavy))
+"""
+    module = f"experiments.{experiment.stem}"
+    arguments = [sys.executable, "-c", code, module, "--help"]
+    done = subprocess.run(arguments, check=False, cwd=ROOT.parent, capture_output=True, text=True)
+    assert "flags:" in done.stdout
+    assert not done.stderr.strip()
+
+
 def test_the_public_surface_is_what_it_says():
-    assert mnms_jax.__all__ == PUBLIC
+    assert sorted(mnms_jax.__all__) == sorted(PUBLIC)
     for name in PUBLIC:
         assert getattr(mnms_jax, name).__doc__ or name.isupper(), name
 
