@@ -101,7 +101,7 @@ except SystemExit:
     module = f"experiments.{experiment.stem}"
     arguments = [sys.executable, "-c", code, module, "--help"]
     done = subprocess.run(arguments, check=False, cwd=ROOT.parent, capture_output=True, text=True)
-    assert "flags:" in done.stdout
+    assert "USAGE" in done.stdout
     assert not done.stderr.strip()
 
 
