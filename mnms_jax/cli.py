@@ -18,6 +18,9 @@ from mnms_jax.config import PUBLISHED, Config, flag_name
 from mnms_jax.devices import HEARTBEAT_SECONDS, connect_processes
 from mnms_jax.types import UserError
 
+# The flags that are defined here are the experiments' own: so --help shows them.
+flags.disclaim_key_flags()
+
 _ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
