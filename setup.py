@@ -41,10 +41,9 @@ setuptools.setup(
     extras_require={
         "benchmarks": ["optuna>=4.5", "torch>=2.5"],
         "dev": [
-            "ipykernel>=6.29",
+            "jupytext>=1.16",
             "matplotlib>=3.9",
             "mypy>=1.13",
-            "nbclient>=0.10",
             "optuna>=4.5",
             "pytest>=8.3",
             "pytest-xdist>=3.6",

@@ -2,6 +2,7 @@
 
 from .advantage import rank_advantage, relative_advantage, standardized_advantage
 from .children.image import make_image_family
+from .children.layers import make_child_model
 from .children.mlp import make_record_family
 from .children.text import PRESETS, make_text_family
 from .cli import config_from_flags, define_flags, run_main, use_cores_as_devices
@@ -35,7 +36,7 @@ from .tabular import RewardTable, TableBenchmark, draw_reward, find_row
 from .tabular_experiment import run_tabular
 from .tasks.embeddings import glove50, load_word_vectors
 from .tasks.image_inputs import ImageInputs
-from .tasks.inputs import TextInputs
+from .tasks.inputs import TextInputs, make_child_data
 from .tasks.record_inputs import RecordInputs
 from .tasks.registry import load_tasks
 from .tasks.table_files import read_table
@@ -44,9 +45,11 @@ from .training.fit import Request, Trainer, TrainerStats, TrialResult
 from .transfer import make_bank, make_transfer_search
 from .types import (
     LEARNERS,
+    ChildData,
     ChildFamily,
     ChildModel,
     ChildSpec,
+    OptimizerSettings,
     Policy,
     PolicyOutput,
     Split,
@@ -61,6 +64,7 @@ __all__ = [
     "LEARNERS",
     "PRESETS",
     "PUBLISHED",
+    "ChildData",
     "ChildFamily",
     "ChildModel",
     "ChildSpec",
@@ -70,6 +74,7 @@ __all__ = [
     "Learner",
     "LeaveOneOutSetup",
     "Method",
+    "OptimizerSettings",
     "Phase",
     "Played",
     "Policy",
@@ -109,6 +114,8 @@ __all__ = [
     "load_tasks",
     "load_word_vectors",
     "make_bank",
+    "make_child_data",
+    "make_child_model",
     "make_evolution",
     "make_image_family",
     "make_learner",

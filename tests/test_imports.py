@@ -111,16 +111,16 @@ def test_the_public_surface_is_what_it_says():
         assert getattr(mnms_jax, name).__doc__ or name.isupper(), name
 
 
-PUBLIC = """LEARNERS PRESETS PUBLISHED ChildFamily ChildModel ChildSpec Config Decision
-ImageInputs Learner LeaveOneOutSetup Method Phase Played Policy PolicyOutput Proposal
-RecordInputs Request RewardModel RewardTable SavedController Search SearchSpace SearchState
-Split TableBenchmark TableSetup Task TextInputs Trainer TrainerStats TransferConfig
+PUBLIC = """LEARNERS PRESETS PUBLISHED ChildData ChildFamily ChildModel ChildSpec Config Decision
+ImageInputs Learner LeaveOneOutSetup Method OptimizerSettings Phase Played Policy PolicyOutput
+Proposal RecordInputs Request RewardModel RewardTable SavedController Search SearchSpace
+SearchState Split TableBenchmark TableSetup Task TextInputs Trainer TrainerStats TransferConfig
 TrialResult UserError WarmStart choice_frequencies config_from_flags define_flags draw_reward
-entropy_loss find_row fit_reward_model glove50 imitation_loss load_child load_controller
-load_table load_tasks load_word_vectors make_bank make_evolution make_image_family
-make_learner make_methods make_null_learner make_policy make_ppo_learner make_random_policy
-make_ranker make_record_family make_reinforce_learner make_requests make_search make_strategy
-make_text_family make_transfer_search make_trpo_learner make_urex_learner parse_phase play
-play_seeds ppo_loss rank_advantage read_table regret reinforce_loss relative_advantage
+entropy_loss find_row fit_reward_model glove50 imitation_loss load_child load_controller load_table
+load_tasks load_word_vectors make_bank make_child_data make_child_model make_evolution
+make_image_family make_learner make_methods make_null_learner make_policy make_ppo_learner
+make_random_policy make_ranker make_record_family make_reinforce_learner make_requests make_search
+make_strategy make_text_family make_transfer_search make_trpo_learner make_urex_learner parse_phase
+play play_seeds ppo_loss rank_advantage read_table regret reinforce_loss relative_advantage
 run_experiment run_leave_one_out run_main run_schedule run_tabular run_text_leave_one_out
 standardized_advantage table_objective urex_loss use_cores_as_devices""".split()
