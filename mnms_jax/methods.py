@@ -57,7 +57,8 @@ def make_methods(names: Sequence[str]) -> tuple[Method, ...]:
     """Returns methods by name.
 
     - random: uniformly random designs.
-    - cold: a controller that starts from nothing, trained by PPO, with a model of the task's rewards.
+    - cold: a controller that starts from nothing, trained by PPO, with a model of the task's
+      rewards.
     - policy: that controller without the model.
     - evolution: regularised evolution, see `make_evolution`.
     - portfolio: the sources' best designs, see `best_designs`; then random ones.
