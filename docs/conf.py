@@ -30,7 +30,6 @@ LINKS = {
     "](notebooks)": "](notebooks.md)",
     "](notebooks/)": "](notebooks.md)",
     "](docs/": "](",
-    "](../": "](",
 }
 
 

@@ -45,8 +45,8 @@ def make_strategy(name: str, setup: TableSetup) -> Strategy:
 
     - multitask: one search of all targets, from scratch, in which they tell each other.
     - mnms2017, tnaml2018: on each target, the published controller, see `PUBLISHED`, that was
-      trained on all sources, with a random new embedding. Of the second there are tnaml2018_trpo and
-      tnaml2018_urex too. With `_cold` behind such a name, a fresh one for each target; with
+      trained on all sources, with a random new embedding. Of the second there are tnaml2018_trpo
+      and tnaml2018_urex too. With `_cold` behind such a name, a fresh one for each target; with
       `_multitask`, a fresh one for all of them.
     - pretrained: `transfer` with a controller that was trained on all sources, not a fresh one.
 
