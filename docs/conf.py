@@ -18,6 +18,7 @@ html_title = "mnms_jax"
 html_static_path = ["static"]
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+napoleon_use_ivar = True
 
 # Pages that are files of the repository, and what their links are on the site.
 PAGES = {
