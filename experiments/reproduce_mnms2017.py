@@ -30,8 +30,6 @@ import rich.table
 from absl import flags
 
 import mnms_jax as mnms
-from mnms_jax.comparison import trial_counts
-from mnms_jax.store import TrialLog
 
 _SOURCES = flags.DEFINE_list("sources", ["vader_movie", "spanish_id"], "Tasks to pre-train on.")
 _SOURCE_TRIALS = flags.DEFINE_integer(
@@ -41,6 +39,9 @@ _SOURCE_TRIALS = flags.DEFINE_integer(
 
 def main() -> None:
     """Pre-trains, then searches on each task with what was learned and from scratch."""
+    from mnms_jax.comparison import trial_counts  # here, as --help needs nothing of it
+    from mnms_jax.store import TrialLog
+
     config = mnms.config_from_flags(mnms.TransferConfig)
     assert isinstance(config, mnms.TransferConfig)
     path, scratch = pathlib.Path(config.workdir).expanduser(), config.from_scratch

@@ -16,8 +16,10 @@ from absl import app, flags, logging
 
 from mnms_jax.config import PUBLISHED, Config, flag_name
 from mnms_jax.devices import HEARTBEAT_SECONDS, connect_processes
-from mnms_jax.tasks.packaged import cache_folder
 from mnms_jax.types import UserError
+
+# The flags that are defined here are the experiments' own: so --help shows them.
+flags.disclaim_key_flags()
 
 _ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
@@ -178,6 +180,8 @@ def _prepare_process() -> None:
     programs are found faster in the folder `programs`; what is here serves them too when our
     sources have changed, but not what is made from them.
     """
+    from mnms_jax.tasks.packaged import cache_folder  # here, as --help needs nothing of it
+
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
     handler.setFormatter(stdlib_logging.Formatter("%(levelname).1s %(message)s"))

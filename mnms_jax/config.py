@@ -4,10 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mnms_jax.learner import LEARNERS
 from mnms_jax.reward import ACCURACY, METRICS, parse_reward
-from mnms_jax.transfer import EMBEDDINGS, TRAINED, WarmStart
-from mnms_jax.types import UserError
+from mnms_jax.types import EMBEDDINGS, LEARNERS, TRAINED, UserError, WarmStart
 
 # Embeddings that a search makes use of when it is asked to.
 BUILT_IN_EMBEDDINGS = ("minilm", "subwords")

@@ -32,9 +32,6 @@ class Learner(NamedTuple):
     ]
 
 
-LEARNERS = ("ppo", "reinforce", "trpo", "urex")
-
-
 def make_learner(
     name: str,
     policy: Policy,

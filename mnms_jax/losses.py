@@ -28,6 +28,10 @@ def ppo_loss(
     Schulman et al. (2017), "Proximal policy optimization algorithms", equation 7; `clip` is its
     epsilon. The behaviour policy may be any earlier one, so that trials can be replayed. Inactive
     decisions hold equal log-probabilities and add a constant.
+
+    >>> before, after = jnp.log(jnp.array([[0.5]])), jnp.log(jnp.array([[0.9]]))
+    >>> f"{ppo_loss(after, before, jnp.ones(1)):.2f}"  # the ratio of 1.8 is clipped to 1.2
+    '-1.20'
     """
     chex.assert_rank([log_probs, behaviour_log_probs, advantages], [2, 2, 1])
     # What was once all but impossible may be likely now: the ratio would overflow.

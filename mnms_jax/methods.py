@@ -57,14 +57,15 @@ class Method(NamedTuple):
 def make_methods(names: Sequence[str]) -> tuple[Method, ...]:
     """Returns methods by name.
 
-    random: uniformly random designs.
-    cold: a controller that starts from nothing, trained by PPO, with a model of the task's rewards.
-    policy: that controller without the model.
-    evolution: regularised evolution, see `make_evolution`.
-    portfolio: the sources' best designs, see `best_designs`; then random ones.
-    tpe: Optuna's tree-structured Parzen estimator.
-    tpe_enqueued: the same, after the first few of the portfolio.
-    transfer: `make_transfer_search` with its defaults. The others change one thing each, but for
+    - random: uniformly random designs.
+    - cold: a controller that starts from nothing, trained by PPO, with a model of the task's
+      rewards.
+    - policy: that controller without the model.
+    - evolution: regularised evolution, see `make_evolution`.
+    - portfolio: the sources' best designs, see `best_designs`; then random ones.
+    - tpe: Optuna's tree-structured Parzen estimator.
+    - tpe_enqueued: the same, after the first few of the portfolio.
+    - transfer: `make_transfer_search` with its defaults. The others change one thing each, but for
       transfer_policy, which without a model has no suggestions and no guard either:
       transfer_random, transfer_similar and transfer_inferred the new task's embedding,
       transfer_frozen trains it alone, transfer_unguarded believes the sources,

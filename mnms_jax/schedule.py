@@ -41,6 +41,9 @@ class Phase(NamedTuple):
 def parse_phase(text: str) -> Phase:
     """Returns the phase that `str` writes as `text`, e.g. sst2+imdb:16:replay.
 
+    >>> parse_phase("sst2+imdb:16:replay").tasks
+    ('sst2', 'imdb')
+
     Raises:
       UserError: it says something else.
     """

@@ -32,6 +32,14 @@ class Decision(NamedTuple):
 class SearchSpace:
     """An ordered list of decisions; a design is one action (index of a choice) for each.
 
+    >>> layers = Decision("layers", (0, 1, 2))
+    >>> width = Decision("width", (16, 64), {"layers": (1, 2)})
+    >>> space = SearchSpace([layers, width])
+    >>> space.encode({"layers": 2, "width": 64}).tolist()
+    [2, 1]
+    >>> space.decode([0, 0])  # without layers there is no width
+    {'layers': 0}
+
     Raises:
       UserError: two decisions of one name, a decision without choices or with one twice, a
         condition on a decision that doesn't stand earlier or on a choice that it doesn't have.

@@ -43,12 +43,13 @@ class TableSetup(NamedTuple):
 def make_strategy(name: str, setup: TableSetup) -> Strategy:
     """Returns a strategy by its name, a function of the table and a key.
 
-    multitask: one search of all targets, from scratch, in which they tell each other.
-    mnms2017, tnaml2018: on each target, the published controller, see `PUBLISHED`, that was trained
-      on all sources, with a random new embedding. Of the second there are tnaml2018_trpo and
-      tnaml2018_urex too. With `_cold` behind such a name, a fresh one for each target; with
+    - multitask: one search of all targets, from scratch, in which they tell each other.
+    - mnms2017, tnaml2018: on each target, the published controller, see `PUBLISHED`, that was
+      trained on all sources, with a random new embedding. Of the second there are tnaml2018_trpo
+      and tnaml2018_urex too. With `_cold` behind such a name, a fresh one for each target; with
       `_multitask`, a fresh one for all of them.
-    pretrained: `transfer` with a controller that was trained on all sources, not a fresh one.
+    - pretrained: `transfer` with a controller that was trained on all sources, not a fresh one.
+
     And the methods of `make_methods`, on each target; those that need sources get the trials of the
     controller that was trained on all of them. TPE can't be compiled, and isn't among them, nor is
     transfer_similar: nobody knows how alike a table's tasks are.

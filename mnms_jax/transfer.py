@@ -23,42 +23,22 @@ from mnms_jax.replay import ReplayBank, best_designs
 from mnms_jax.reward_model import RewardModel, fit_reward_model, make_ranker
 from mnms_jax.search import Proposal, Search, SearchState, make_search
 from mnms_jax.space import SearchSpace
-from mnms_jax.types import AnyArray, Array, Choice, Params, Policy, PRNGKey, TaskTraits, UserError
-
-EMBEDDINGS = ("mean", "random", "similar", "inferred")
-TRAINED = ("all", "embedding")
+from mnms_jax.types import (
+    EMBEDDINGS,
+    TRAINED,
+    AnyArray,
+    Array,
+    Choice,
+    Params,
+    Policy,
+    PRNGKey,
+    TaskTraits,
+    UserError,
+    WarmStart,
+)
 
 _BEST_OF_EACH = 20  # best trials of each source that a new task's ranker chooses among
 _REPLAY_CAPACITY = 256  # trials of a task, unless a source has more that are learned from
-
-
-class WarmStart(NamedTuple):
-    """How a search on new tasks starts from source tasks.
-
-    Attributes:
-      embedding: of a new task. "mean": of the sources' embeddings. "random": fresh, as published.
-        "similar": a mixture of the sources' by their similarity to the new task. "inferred": a
-        mixture that follows the new task's rewards, on top of which the learner moves it.
-      trained: what the targets' rewards change: "all" weights, or the tasks' "embedding" alone.
-      imitation_steps: of pre-training on the sources' best trials; 0: none.
-      ranked: whether a model of the sources' and the task's rewards chooses, among samples of the
-        policy, random designs, the sources' best ones, and variants of good ones.
-      suggested: of a task's first so many trials, every other one is the sources' best design that
-        wasn't tried yet, whatever the model says of it. So suggestions that are worth nothing cost
-        at most half of these trials. Without the model there are none.
-      belief: prior probability that this model tells something of a new task; 1: no guard against
-        negative transfer.
-      replay: whether the sources' trials are learned from all along, so that the policy does not
-        forget them.
-    """
-
-    embedding: str = "mean"
-    trained: str = "all"
-    imitation_steps: int = 200
-    ranked: bool = True
-    suggested: int = 10
-    belief: float = 0.5
-    replay: bool = False
 
 
 _WARM_PPO = functools.partial(make_learner, "ppo", warm=True)

@@ -16,6 +16,11 @@ Params: TypeAlias = Any
 AnyArray: TypeAlias = Any  # a jax.Array inside compiled code, often a NumPy array outside
 Choice: TypeAlias = str | int | float | bool
 
+# What may be chosen among: here, so that `--help` needn't import what makes them.
+LEARNERS = ("ppo", "reinforce", "trpo", "urex")
+EMBEDDINGS = ("mean", "random", "similar", "inferred")
+TRAINED = ("all", "embedding")
+
 
 class UserError(ValueError):
     """A mistake that the user can mend; experiments show its message without a traceback."""
@@ -66,6 +71,35 @@ class Policy(NamedTuple):
     init: Callable[[PRNGKey], Params]
     sample: Callable[[Params, PRNGKey, Array], PolicyOutput]  # params, key, task_id []
     evaluate: Callable[[Params, Array, Array], PolicyOutput]  # params, actions [D], task_id []
+
+
+class WarmStart(NamedTuple):
+    """How a search on new tasks starts from source tasks.
+
+    Attributes:
+      embedding: of a new task. "mean": of the sources' embeddings. "random": fresh, as published.
+        "similar": a mixture of the sources' by their similarity to the new task. "inferred": a
+        mixture that follows the new task's rewards, on top of which the learner moves it.
+      trained: what the targets' rewards change: "all" weights, or the tasks' "embedding" alone.
+      imitation_steps: of pre-training on the sources' best trials; 0: none.
+      ranked: whether a model of the sources' and the task's rewards chooses, among samples of the
+        policy, random designs, the sources' best ones, and variants of good ones.
+      suggested: of a task's first so many trials, every other one is the sources' best design that
+        wasn't tried yet, whatever the model says of it. So suggestions that are worth nothing cost
+        at most half of these trials. Without the model there are none.
+      belief: prior probability that this model tells something of a new task; 1: no guard against
+        negative transfer.
+      replay: whether the sources' trials are learned from all along, so that the policy does not
+        forget them.
+    """
+
+    embedding: str = "mean"
+    trained: str = "all"
+    imitation_steps: int = 200
+    ranked: bool = True
+    suggested: int = 10
+    belief: float = 0.5
+    replay: bool = False
 
 
 class OptimizerSettings(NamedTuple):

@@ -72,6 +72,9 @@ def test_importing_touches_no_device_flag_or_heavy_library():
     code = """
 import sys
 import mnms_jax
+assert not {"jax", "absl"} & sys.modules.keys()
+for name in mnms_jax.__all__:
+    getattr(mnms_jax, name)
 from absl import flags
 from jax._src import xla_bridge
 assert not xla_bridge.backends_are_initialized()
@@ -82,23 +85,45 @@ for name in ("tensorflow", "tensorflow_datasets", "torch", "sklearn", "matplotli
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
 
 
+@pytest.mark.parametrize(
+    "experiment",
+    sorted((ROOT.parent / "experiments").glob("[a-z]*.py")),
+    ids=lambda path: path.stem,
+)
+def test_help_waits_for_jax_alone(experiment):
+    """What a search needs beside it takes as long again to import."""
+    code = """
+import runpy, sys
+try:
+    runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)
+except SystemExit:
+    heavy = {"flax", "optax", "orbax", "chex", "pyarrow", "scipy", "sklearn"} & sys.modules.keys()
+    sys.exit(", ".join(heavy))
+"""
+    module = f"experiments.{experiment.stem}"
+    arguments = [sys.executable, "-c", code, module, "--help"]
+    done = subprocess.run(arguments, check=False, cwd=ROOT.parent, capture_output=True, text=True)
+    assert "--seed" in done.stdout
+    assert not done.stderr.strip()
+
+
 def test_the_public_surface_is_what_it_says():
-    assert mnms_jax.__all__ == PUBLIC
+    assert sorted(mnms_jax.__all__) == sorted(PUBLIC)
     for name in PUBLIC:
         assert getattr(mnms_jax, name).__doc__ or name.isupper(), name
 
 
-PUBLIC = """LEARNERS PRESETS PUBLISHED ChildFamily ChildModel ChildSpec Config Decision ImageInputs
-Learner LeaveOneOutSetup Method Phase Played Policy PolicyOutput Proposal RecordInputs Request
-RewardModel RewardTable SavedController Search SearchSpace SearchState Split TableBenchmark
-TableSetup Task TextInputs Trainer TrainerStats TransferConfig TrialResult UserError WarmStart
-add_to_optuna choice_frequencies config_from_flags define_flags draw_reward entropy_loss
-export_stablehlo find_child find_row fit_reward_model glove50 imitation_loss load_child
-load_controller load_table load_tasks load_word_vectors make_bank make_evolution make_image_family
-make_learner make_methods make_null_learner make_policy make_ppo_learner make_random_policy
-make_ranker make_record_family make_reinforce_learner make_requests make_search make_strategy
-make_text_family make_transfer_search make_trpo_learner make_urex_learner minilm parse_phase play
-play_seeds ppo_loss predict_file rank_advantage read_table regret reinforce_loss relative_advantage
-retrain_best run_experiment run_leave_one_out run_main run_schedule run_tabular
-run_text_leave_one_out standardized_advantage table_objective urex_loss
+PUBLIC = """LEARNERS PRESETS PUBLISHED ChildData ChildFamily ChildModel ChildSpec Config Decision
+ImageInputs Learner LeaveOneOutSetup Method OptimizerSettings Phase Played Policy PolicyOutput
+Proposal RecordInputs Request RewardModel RewardTable SavedController Search SearchSpace SearchState
+Split TableBenchmark TableSetup Task TextInputs Trainer TrainerStats TransferConfig TrialResult
+UserError WarmStart add_to_optuna choice_frequencies config_from_flags define_flags draw_reward
+entropy_loss export_stablehlo find_child find_row fit_reward_model glove50 imitation_loss load_child
+load_controller load_table load_tasks load_word_vectors make_bank make_child_data make_child_model
+make_evolution make_image_family make_learner make_methods make_null_learner make_policy
+make_ppo_learner make_random_policy make_ranker make_record_family make_reinforce_learner
+make_requests make_search make_strategy make_text_family make_transfer_search make_trpo_learner
+make_urex_learner minilm parse_phase play play_seeds ppo_loss predict_file rank_advantage read_table
+regret reinforce_loss relative_advantage retrain_best run_experiment run_leave_one_out run_main
+run_schedule run_tabular run_text_leave_one_out standardized_advantage table_objective urex_loss
 use_cores_as_devices""".split()

@@ -6,9 +6,9 @@ from toy import SPACE
 
 from mnms_jax.advantage import init_baseline, update_baseline
 from mnms_jax.controller import make_policy
-from mnms_jax.learner import LEARNERS, make_learner, make_trpo_learner
+from mnms_jax.learner import make_learner, make_trpo_learner
 from mnms_jax.replay import Batch, add, init_replay
-from mnms_jax.types import Policy, PolicyOutput
+from mnms_jax.types import LEARNERS, Policy, PolicyOutput
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 

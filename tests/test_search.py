@@ -8,7 +8,6 @@ from toy import SPACE
 from mnms_jax.advantage import ADVANTAGES, rank_advantage
 from mnms_jax.controller import make_policy, make_random_policy
 from mnms_jax.learner import (
-    LEARNERS,
     make_null_learner,
     make_ppo_learner,
     make_reinforce_learner,
@@ -20,6 +19,7 @@ from mnms_jax.replay import Batch, add, best, sample
 from mnms_jax.reward_model import make_ranker
 from mnms_jax.search import make_search
 from mnms_jax.space import Decision, SearchSpace
+from mnms_jax.types import LEARNERS
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
