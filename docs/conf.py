@@ -31,6 +31,7 @@ LINKS = {
     "](notebooks)": "](notebooks.md)",
     "](notebooks/)": "](notebooks.md)",
     "](docs/": "](",
+    "](../README.md)": "](index.md)",
 }
 
 
