@@ -25,23 +25,26 @@ PAGES = {
     "index": "README.md",
     "results": "benchmarks/RESULTS.md",
     "contributing": "CONTRIBUTING.md",
+    "changelog": "CHANGELOG.md",
 }
 LINKS = {
     **{f"]({path}": f"]({page}.md" for page, path in PAGES.items()},
+    **{f"](../{path}": f"]({page}.md" for page, path in PAGES.items()},
     "](notebooks)": "](notebooks.md)",
     "](notebooks/)": "](notebooks.md)",
     "](docs/": "](",
-    "](../README.md)": "](index.md)",
+    "](CITATION.cff)": "](../CITATION.cff)",
 }
 
 
-def insert_file(app, page, content):
-    """Puts the repository's file before a page's own content."""
+def prepare(app, page, content):
+    """Puts the repository's file before a page's own content, and has links lead to pages."""
+    text = content[0]
     if page in PAGES:
-        text = (ROOT / PAGES[page]).read_text(encoding="utf-8")
-        for link, target in LINKS.items():
-            text = text.replace(link, target)
-        content[0] = f"{text}\n{content[0]}"
+        text = (ROOT / PAGES[page]).read_text(encoding="utf-8") + f"\n{text}"
+    for link, target in LINKS.items():
+        text = text.replace(link, target)
+    content[0] = text
 
 
 def show_fields(app, what, name, obj, options, lines):
@@ -52,5 +55,5 @@ def show_fields(app, what, name, obj, options, lines):
 
 
 def setup(app):
-    app.connect("source-read", insert_file)
+    app.connect("source-read", prepare)
     app.connect("autodoc-process-docstring", show_fields, priority=600)  # after napoleon

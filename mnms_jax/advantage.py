@@ -64,7 +64,7 @@ def update_baseline(
 def relative_advantage(
     baseline: Baseline, replay: ReplayBank, task_ids: Array, rewards: Array
 ) -> Array:
-    """Returns (R - b) / |b|: as published (Wong & Gesmundo 2017), where rewards are positive.
+    """Returns (R - b) / abs(b): as published (Wong & Gesmundo 2017), where rewards are positive.
 
     It is huge where b is nearly 0; rewards that may be negative are better taken by their ranks.
     """

@@ -1,11 +1,12 @@
-"""What the README shows is run as it stands, with fewer rounds."""
+"""What the README shows is run as it stands, with fewer rounds; the flags are documented."""
 
 import pathlib
 import re
 
 from mnms_jax.config import TransferConfig, flag_name
 
-README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_python_example_finds_a_child_for_each_task(capsys):
@@ -18,7 +19,8 @@ def test_the_python_example_finds_a_child_for_each_task(capsys):
 
 
 def test_every_flag_is_documented_with_its_default():
-    rows = dict(re.findall(r"^\| `--(\w+)` \| (.*?) \|", README, re.M))
+    flags = (ROOT / "docs" / "flags.md").read_text()
+    rows = dict(re.findall(r"^\| `--(\w+)` \| (.*?) \|", flags, re.M))
     own = TransferConfig.__dataclass_fields__
     fields = {flag_name(name): field for name, field in own.items()}
     assert set(rows) == {*fields, "preset"}
