@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from mnms_jax.controller import choice_frequencies, make_policy
+from mnms_jax.reward import ACCURACY
 from mnms_jax.saved_controller import SavedController, load_controller
 from mnms_jax.store import TrialLog, TrialRecord
 from mnms_jax.types import Choice, UserError
@@ -35,6 +36,11 @@ class History(NamedTuple):
     def label(self) -> str:
         """How the search was made, e.g. "ppo"."""
         return str(self.config.get("learner", "search"))
+
+    @property
+    def reward(self) -> str:
+        """What children were rewarded with, see `parse_reward`."""
+        return str(self.config.get("reward", ACCURACY))
 
 
 def read_history(path: pathlib.Path) -> History:

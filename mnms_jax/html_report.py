@@ -23,7 +23,7 @@ from mnms_jax.history import (
 )
 from mnms_jax.leave_one_out import read_comparison
 from mnms_jax.page import render_chart, render_note, render_page, render_table, require_plotly
-from mnms_jax.report import top_records
+from mnms_jax.report import show_number, top_records
 from mnms_jax.search_charts import (
     choices_chart,
     comparison_chart,
@@ -140,7 +140,7 @@ def _results(histories: Sequence[History]) -> str:
     """Returns the best child of each task and search, against random search and reference."""
     several = len(histories) > 1
     header = [*["search"] * several, "task", "searched by", "trials"]
-    header += ["best, validation %", "its test %", "top 10, validation %", "top 10, test %"]
+    header += ["best, validation", "its test", "top 10, validation", "top 10, test"]
     rows = []
     for history in histories:
         for task in history.tasks:
@@ -152,11 +152,17 @@ def _results(histories: Sequence[History]) -> str:
                 name = [*[history.name] * several, task, f"{label} search"]
                 rows.append([*name, *_figures(of_task(records, task), task, finalists)])
             if reference := summary.get("reference"):
-                values = [_percent(reference["validation"]), _percent(reference["test"]), "", ""]
+                values = [
+                    show_number(reference["validation"]),
+                    show_number(reference["test"]),
+                    "",
+                    "",
+                ]
                 rows.append([*[history.name] * several, task, reference["name"], "", *values])
     note = (
-        "Accuracy. The best child is chosen by validation, so that its validation accuracy is "
-        "optimistic; test accuracies are known once a search has ended. Click a column to sort."
+        f"{', '.join(dict.fromkeys(history.reward for history in histories))}. The best child is "
+        "chosen by validation, and so its reward there is optimistic; those on test are known once "
+        "a search has ended. Click a column to sort."
     )
     return render_note(note) + render_table(header, rows)
 
@@ -164,7 +170,7 @@ def _results(histories: Sequence[History]) -> str:
 def _figures(
     records: Sequence[TrialRecord], task: str, finalists: Sequence[Mapping] | None
 ) -> list[str]:
-    """Returns the cells of a search's row: trials, and accuracies of the best and the top ten."""
+    """Returns the cells of a search's row: trials, and rewards of the best and the top ten."""
     top = top_records(records, task)
     if not top:
         return [str(len(records)), "", "", "", ""]
@@ -172,12 +178,12 @@ def _figures(
     known = [tests.get(record.trial) for record in top]
     # A search that went on since its last end has children that weren't tested yet.
     tested = [value for value in known if value is not None]
-    mean = _percent(float(np.mean(tested))) if len(tested) == len(top) else ""
+    mean = show_number(float(np.mean(tested))) if len(tested) == len(top) else ""
     return [
         str(len(records)),
-        _percent(top[0].reward or 0.0),
-        "" if known[0] is None else _percent(known[0]),
-        _percent(float(np.mean([record.reward for record in top]))),
+        show_number(top[0].reward),
+        "" if known[0] is None else show_number(known[0]),
+        show_number(float(np.mean([record.reward for record in top]))),
         mean,
     ]
 
@@ -195,7 +201,7 @@ def _children(history: History) -> str:
         child = read_json(folder / "child.json")
         decisions = [[name, str(value)] for name, value in top[0].decisions.items()]
         table = render_table(["decision", "choice"], decisions)
-        note = f"trial {top[0].trial}, validation accuracy {_percent(top[0].reward or 0.0)} %"
+        note = f"trial {top[0].trial}, {history.reward} {show_number(top[0].reward)} on validation"
         # The folder is written at the end of a search, and may be of an earlier end.
         if child.get("decisions") == top[0].decisions:
             side, code = draw(outline(child)), _loading(folder.resolve(), child)
@@ -253,7 +259,3 @@ def _trials(history: History) -> str:
     return f"{table}<h3>Failed trials</h3>" + render_table(
         ["task", "search", "trials", "reason"], failures
     )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"

@@ -41,7 +41,7 @@ def reward_chart(history: History) -> Chart:
             notes = [_note(r) for r in done]
             trials = [r.trial + 1 for r in done]
             series.append(Series(label, trials, rewards, "points", notes=notes))
-        panels.append(Plot(task, "trials", "validation accuracy", series))
+        panels.append(Plot(task, "trials", history.reward, series))
     note = (
         "Lines are the best so far, points single trials: point at one to see its decisions. Click "
         "a name below to hide or show it. Failed trials have no point."
@@ -60,8 +60,8 @@ def comparison_chart(histories: Sequence[History]) -> Chart:
             if any(r.reward is not None for r in records):
                 steps = [r.trial + 1 for r in records]
                 series.append(Series(history.name, steps, best_so_far(records), "steps"))
-        panels.append(Plot(task, "trials", "best validation accuracy", series))
-    note = "Best validation accuracy so far. One search each: seeds alone make such curves differ."
+        panels.append(Plot(task, "trials", "best reward", series))
+    note = "Best reward on validation so far. One search each: seeds alone make such curves differ."
     return Chart("runs", "Best so far", note, panels)
 
 
@@ -188,8 +188,8 @@ def parallel_chart(history: History, choices: Choices) -> Chart | None:
             shift = int(min(places) < 0)
             axes.append((name, ["-"] * shift + list(map(str, values))))
             columns.append([float(number + shift) for number in places])
-    columns.append([100 * (record.reward or 0.0) for _, record in top])
-    panel = Parallel("", [*axes, ("accuracy in %", ())], np.array(columns).T)
+    columns.append([record.reward or 0.0 for _, record in top])
+    panel = Parallel("", [*axes, (history.reward, ())], np.array(columns).T)
     note = (
         f"The best quarter of each task's trials, {_LEAST_TOP} to {_MOST_TOP} of them; orange "
         "is best; - where a decision isn't active. Drag along an axis to see only what goes "

@@ -78,7 +78,7 @@ def test_the_command_reports_a_real_search(real):
     for task, found in json.loads((workdir / "summary.json").read_text())["tasks"].items():
         best = found["finalists"][0]
         for share in (best["validation"], best["test"], found["reference"]["test"]):
-            assert f"<td>{100 * share:.1f}</td>" in page
+            assert f"<td>{share:.4f}</td>" in page
         assert f"load_child(&quot;{workdir}/best/{task}&quot;)" in page
         rows = rows_of(workdir / "report" / "rewards.csv")
         steps = [row for row in rows if row[:3] == [task, "ppo", "steps"]]
