@@ -123,9 +123,7 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
             return jax.lax.pmax(active.astype(jnp.int32), axis_name) > 0
 
         example = (variables, first_batch, data.constants, hyper, seed, False)
-        shape = jax.eval_shape(model.apply, *example)[0].shape
-        # How many rows are evaluated on isn't known when this is compiled; fewer than all.
-        logits = jnp.zeros((len(data.labels) // BATCH_SIZE + 2, *shape))
+        logits = _room_for_logits(model, example, len(data.labels))
         loop = jax.lax.while_loop(any_active, body, _start(variables, groups, num_rungs, logits))
         last = jnp.sum(jnp.isfinite(loop.accuracies)) - 1
         accuracy = jnp.where(jnp.isfinite(loop.loss), loop.accuracies[last], jnp.nan)
@@ -193,6 +191,15 @@ def evaluated_logits(batches: np.ndarray, num_rows: int) -> np.ndarray:
     sizes = np.diff(place)  # of the places' strata
     counts = np.arange(len(batches))[None] < sizes[:, None]
     return np.swapaxes(batches, 0, 1)[counts]
+
+
+def _room_for_logits(model: ChildModel, example: tuple, num_rows: int) -> Array:
+    """Returns room for the logits of all evaluated batches, of which there are fewer than of rows.
+
+    How many there are isn't known when the program is compiled.
+    """
+    shape = jax.eval_shape(model.apply, *example)[0].shape
+    return jnp.zeros((num_rows // BATCH_SIZE + 2, *shape))
 
 
 def _make_loss(model: ChildModel, seed: Array, hyper: Any, data: ChildData) -> Callable:
