@@ -224,7 +224,7 @@ def test_the_key_holds_all_that_a_program_depends_on(family, monkeypatch):
     jax.config.update("jax_default_matmul_precision", "float32")
     keys.append(key_of(family))
     jax.config.update("jax_default_matmul_precision", None)
-    monkeypatch.setattr(executables, "_foundation", lambda: b"other sources")
+    monkeypatch.setattr(executables, "foundation", lambda: b"other sources")
     keys.append(key_of(family))
     assert None not in keys and len(set(keys)) == len(keys)
     assert key_of(family) == keys[-1]
@@ -236,7 +236,7 @@ def test_a_source_file_changes_the_key(family, tmp_path, monkeypatch):
     for name in ("children/a.py", "training/b.py", "devices.py", "types.py"):
         (tmp_path / name).write_text("1")
     monkeypatch.setattr(executables, "_PACKAGE", tmp_path)
-    found = executables._foundation.__wrapped__
+    found = executables.foundation.__wrapped__
     first = found()
     assert first == found()
     (tmp_path / "children/a.py").write_text("2")
