@@ -15,7 +15,6 @@ import pathlib
 from absl import flags
 
 import mnms_jax as mnms
-from mnms_jax.html_report import write_report
 
 _WORKDIR = flags.DEFINE_multi_string(
     "workdir", ["runs/multitask"], "Folders of searches, separated by commas or given repeatedly."
@@ -25,6 +24,8 @@ _OUTPUT = flags.DEFINE_string("output", "", "Folder of the report; empty: in the
 
 def main() -> None:
     """Writes the report that the flags describe."""
+    from mnms_jax.html_report import write_report  # late, for --help
+
     names = [name for value in _WORKDIR.value for name in value.split(",") if name]
     output = pathlib.Path(_OUTPUT.value).expanduser() if _OUTPUT.value else None
     path = write_report([pathlib.Path(name).expanduser() for name in names], output)

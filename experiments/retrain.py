@@ -1,6 +1,6 @@
 """The best design of a search, trained anew on training and validation examples together.
 
-Says mean and deviation of the accuracy on test over several seeds, and keeps the first seed's child
+Says mean and deviation of the reward on test over several seeds, and keeps the first seed's child
 in WORKDIR/retrained/TASK.
 
 Command: python -m experiments.retrain --task=vader_movie --retrain_seeds=5
@@ -11,7 +11,6 @@ import pathlib
 from absl import flags
 
 import mnms_jax as mnms
-from mnms_jax.retrain import describe
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/multitask", "Folder of the search.")
 _TASK = flags.DEFINE_string("task", "", "Whose best design is trained; needless if there is one.")
@@ -23,9 +22,11 @@ _TASKS = flags.DEFINE_list(
 
 def main() -> None:
     """Retrains what the flags name."""
+    from mnms_jax.retrain import describe_rewards  # late, for --help
+
     path = pathlib.Path(_WORKDIR.value).expanduser()
     rewards = mnms.retrain_best(path, _TASK.value, num_seeds=_SEEDS.value, entries=_TASKS.value)
-    print(describe(rewards))
+    print(describe_rewards(rewards))
     print(f"written to {path.absolute()}: retrained")
 
 

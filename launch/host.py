@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from types import FrameType
 
 _SECONDS = 60  # between two copies
-_LEFT_OUT = {"checkpoints", ".lock"}
 
 
 class Mirror:
@@ -58,7 +57,8 @@ class Mirror:
         found = {}
         for path in self._folder.rglob("*"):
             name = path.relative_to(self._folder)
-            if path.is_file() and not _LEFT_OUT & {*name.parts}:
+            passing = any(part.startswith(".") for part in name.parts)
+            if path.is_file() and not passing and name.parts[0] != "checkpoints":
                 status = path.stat()
                 found[name.as_posix()] = (status.st_size, status.st_mtime_ns)
         return found
@@ -111,7 +111,9 @@ def main() -> int:
         if len(workdirs) != 1:
             parser.error(f"--copy={arguments.copy}: give the experiment --workdir=FOLDER, once")
         try:
-            mirror = Mirror(pathlib.Path(workdirs[0].partition("=")[2]), arguments.copy)
+            mirror = Mirror(
+                pathlib.Path(workdirs[0].partition("=")[2]).expanduser(), arguments.copy
+            )
         except (ImportError, ValueError) as error:
             parser.error(f"--copy={arguments.copy}: {error}; pip install 'mnms_jax[bucket]'")
     return run(

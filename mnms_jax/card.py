@@ -23,7 +23,10 @@ _UNKNOWN_TERMS = (
     "vocabulary, categories and weights come from the data"
 )
 
-_GLOVE = "\n- Embedding: GloVe (Pennington et al. 2014), PDDL 1.0"
+_EMBEDDINGS = {
+    "glove50": "\n- Embedding: GloVe (Pennington et al. 2014), PDDL 1.0",
+    "minilm": "\n- Embedding: the token table of all-MiniLM-L6-v2, Apache-2.0",
+}
 _INPUTS = {
     "text": '["some text"]',
     "image": "images  # uint8 [N, H, W, C]",
@@ -147,7 +150,7 @@ def write_card(
         entry=escape(entry),
         sizes=", ".join(sizes),
         terms=_TERMS.get(task.name, _UNKNOWN_TERMS),
-        embedding=_GLOVE if decisions.get("embedding") == "glove50" else "",
+        embedding=_EMBEDDINGS.get(str(decisions.get("embedding")), ""),
         classes="\n".join(_table(("class", "share of train"), classes)),
         design="\n".join(
             _table(("decision", "choice"), [(escape(k), escape(v)) for k, v in decisions.items()])

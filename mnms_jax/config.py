@@ -55,8 +55,8 @@ class Config:
     data_dir: str = _option("", "Folder of prepared TFDS data; empty: TFDS's own default.")
     max_train_examples: int = _option(
         0,
-        "Most examples of a task to learn from, validation included where it is a part of them; of "
-        "more, a sample is read, the same for any --seed; 0: all.",
+        "Most examples of a task to learn from, validation included where a file or TFDS has none "
+        "of its own; of more, a sample is read, the same for any --seed; 0: all.",
     )
     time_limit: float = _option(
         0.0,
@@ -98,8 +98,9 @@ class Config:
     )
     rounds_in_flight: int = _option(
         1,
-        "Rounds trained at once. With more than one, workers needn't wait for the last child of a "
-        "round, and the controller proposes without having been told of the rounds before.",
+        "Rounds that Ray's workers train at once. With more than one they needn't wait for the "
+        "last child of a round, and the controller proposes without having been told of the rounds "
+        "before; threads of this process gain nothing.",
     )
 
     def __post_init__(self) -> None:
@@ -111,6 +112,7 @@ class Config:
         """
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise UserError(f"--tasks={','.join(self.tasks)}: name at least one task, each once")
+        rewards_samples = "samples" in parse_reward(self.reward).names
         for name, allowed, rule in (
             ("num_trials", self.num_trials >= 1, "at least 1"),
             ("round_size", self.round_size >= 1, "at least 1"),
@@ -121,6 +123,12 @@ class Config:
             ("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295"),
             ("time_limit", self.time_limit >= 0, "at least 0"),
             ("early_stopping", 0 <= self.early_stopping < 1, "at least 0 and below 1"),
+            # Else a child would gain by being stopped.
+            (
+                "early_stopping",
+                not (self.early_stopping and rewards_samples),
+                "0 with such a --reward",
+            ),
         ):
             if not allowed:
                 raise UserError(f"--{name}={getattr(self, name)}: must be {rule}")
@@ -192,6 +200,12 @@ class TransferConfig(Config):
         super().__post_init__()
         if self.suggested < 0:
             raise UserError(f"--suggested={self.suggested}: must be at least 0")
+        if self.rounds_in_flight > 1 and self.reward_model:
+            raise UserError(
+                f"--rounds_in_flight={self.rounds_in_flight}: the reward model would choose the "
+                "sources' best designs again before it is told of them; take --noreward_model, or "
+                "one round"
+            )
         for entry in self.renamed:
             if not all(entry.partition("=")):
                 raise UserError(f"--renamed={entry}: must be old=new")
@@ -257,6 +271,9 @@ RESUMABLE = (
     "data_dir",
     "from_",
 )
+
+# What config.json holds beside the flags, for whoever reads it.
+DESCRIPTIVE = ("entries", "decisions", "versions")
 
 # The processes of one run may have other values of these.
 LOCAL = ("embeddings", "num_workers", "data_dir", "from_")

@@ -20,7 +20,7 @@ import mnms_jax
 from mnms_jax.advantage import ADVANTAGES
 from mnms_jax.bench import Bench, make_bench
 from mnms_jax.card import escape, search_quality, write_card
-from mnms_jax.config import LOCAL, RESUMABLE, Config, TransferConfig
+from mnms_jax.config import DESCRIPTIVE, LOCAL, RESUMABLE, Config, TransferConfig
 from mnms_jax.controller import choice_frequencies, make_policy, make_random_policy
 from mnms_jax.devices import exchange, from_first
 from mnms_jax.executor import Executor, open_executor
@@ -49,8 +49,6 @@ from mnms_jax.training.fit import Request
 from mnms_jax.transfer import make_transfer_search, task_similarity
 from mnms_jax.types import Policy, UserError
 
-# What config.json has for whoever reads it, and doesn't make another search.
-_DESCRIPTIVE = ("entries", "decisions", "versions")
 # How unlike a task may be to what the controller saw of it: some rows may have been added.
 _SAME_DATA = 0.01
 
@@ -145,7 +143,9 @@ def run_experiment(config: Config) -> dict:
         if config.learner == "random":
             raise UserError("--learner=random: random search has nothing to transfer")
     with contextlib.ExitStack() as stack:
-        bench = make_bench(config)
+        # With Ray, this process only trains the best children again, one at a time as workers do.
+        alone = dataclasses.replace(config, num_workers=1) if config.executor == "ray" else config
+        bench = make_bench(alone)
         sources = _load_sources(config, bench)
         path = pathlib.Path(config.workdir).expanduser()
         workdir = stack.enter_context(_open(path, config, bench, sources))
@@ -191,7 +191,7 @@ def _open(
     with contextlib.ExitStack() as stack:
 
         def open_folder(path: pathlib.Path) -> Workdir:
-            return stack.enter_context(open_workdir(path, identity, (*RESUMABLE, *_DESCRIPTIVE)))
+            return stack.enter_context(open_workdir(path, identity, (*RESUMABLE, *DESCRIPTIVE)))
 
         opened = []
 

@@ -34,7 +34,8 @@ def ppo_loss(
     '-1.20'
     """
     chex.assert_rank([log_probs, behaviour_log_probs, advantages], [2, 2, 1])
-    # What was once all but impossible may be likely now: the ratio would overflow.
+    # What was once all but impossible may be likely now, and the ratio, or its sum with others,
+    # overflow. Beyond the bound a trial teaches nothing, as in dual-clip PPO (Ye et al. 2020).
     ratios = jnp.exp(jnp.minimum(log_probs - behaviour_log_probs, _LARGEST_LOG_RATIO))
     advantages = jax.lax.stop_gradient(advantages)[:, None]
     clipped = jnp.clip(ratios, 1.0 - clip, 1.0 + clip)

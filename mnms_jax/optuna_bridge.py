@@ -5,6 +5,7 @@ import json
 import pathlib
 from typing import Any
 
+from mnms_jax.config import DESCRIPTIVE, RESUMABLE
 from mnms_jax.methods import import_optuna
 from mnms_jax.space import SearchSpace
 from mnms_jax.store import TrialLog, TrialRecord
@@ -35,7 +36,9 @@ def add_to_optuna(path: pathlib.Path, storage: Any, name: str = "") -> dict[str,
     optuna = import_optuna("studies need it")
     config = _read_config(path)
     space = SearchSpace.from_json(config["decisions"])
-    identity = json.dumps([config[key] for key in ("search_space", "data", "seed", "learner")])
+    identity = json.dumps(
+        {k: v for k, v in config.items() if k not in (*RESUMABLE, *DESCRIPTIVE)}, sort_keys=True
+    )
     log = path / "trials.jsonl"
     records = TrialLog(log).records
     end = datetime.datetime.fromtimestamp(log.stat().st_mtime) if records else None

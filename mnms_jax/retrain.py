@@ -61,7 +61,7 @@ def retrain_best(
     folder = path / "retrained" / best.name
     save_child(folder, child)
     lines = [
-        f"{config.reward} {describe(rewards)}.",
+        f"{config.reward} {describe_rewards(rewards)}.",
         f"This child is that of seed {kept}, with {show_number(rewards[kept])}: test chose none.",
     ]
     origin = (
@@ -72,7 +72,7 @@ def retrain_best(
     return rewards
 
 
-def describe(rewards: Sequence[float]) -> str:
+def describe_rewards(rewards: Sequence[float]) -> str:
     """Returns mean and deviation of several children's rewards on test in words."""
     known = [x for x in rewards if np.isfinite(x)]
     if not known:

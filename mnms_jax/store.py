@@ -313,7 +313,7 @@ def write_json(path: pathlib.Path, data: Any) -> None:
 
 
 # What searches that are older than a flag did.
-_BEFORE = {"reward": "accuracy"}
+_BEFORE = {"reward": "accuracy", "max_train_examples": 0, "rounds_in_flight": 1}
 
 
 def _check_config(path: pathlib.Path, config: Mapping[str, Any], resumable: Sequence[str]) -> None:
