@@ -139,3 +139,15 @@ def test_a_misspelt_flag_or_value_is_answered_with_the_right_one(flag, message):
     done = run(flag)
     assert done.returncode != 0
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"early_stopping": 0.5, "reward": "accuracy - samples/1e9"}, "--early_stopping=0.5"),
+        ({"rounds_in_flight": 2}, "would choose the sources' best designs again"),
+    ],
+)
+def test_options_that_spoil_each_other_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        TransferConfig(**options)

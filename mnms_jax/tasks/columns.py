@@ -226,6 +226,9 @@ class _ParquetColumns(Mapping):
             fault = f"its column {name!r} cannot be read: {' '.join(str(error).split())}"
             raise unusable(self._path, fault) from error
 
+    def __contains__(self, name: object) -> bool:  # without a look at the values
+        return name in self._table.column_names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._table.column_names)
 
