@@ -95,7 +95,7 @@ def _read(child: Child, path: pathlib.Path, column: str | None) -> Iterator[_Par
 
 
 def _read_texts(path: pathlib.Path, column: str | None) -> Iterator[list[str]]:
-    if path.suffix in SUFFIXES:
+    if path.suffix.lower() in SUFFIXES:  # others than lower-case ones are refused there
         yield from (read_texts(columns, column) for columns in read_batches(path, _ROWS))
         return
     lines = (unicodedata.normalize("NFC", line.rstrip("\r\n")) for line in read_lines(path))

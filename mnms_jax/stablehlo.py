@@ -30,10 +30,12 @@ def export_stablehlo(path: pathlib.Path, child: Child) -> None:
 
     Raises:
       UserError: flatbuffers, by which programs are written, isn't installed, or what is read back
-        gives other probabilities than the child.
+        gives other probabilities than the child; or the path is a file's.
     """
     from jax import export  # late, as few need it
 
+    if path.is_file():
+        raise UserError(f"{path} is a file; name a folder for the program")
     batch = _example(child)
     (number,) = export.symbolic_shape("n")
     shapes = {

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.console
+import rich.markup
 import rich.table
 from absl import logging
 
@@ -120,7 +121,9 @@ def _print(methods: Sequence[str], tasks: Sequence[str], regrets: np.ndarray) ->
     groups = [(ALL_TASKS, regrets.mean(axis=2))]
     groups += [(task, regrets[:, :, g]) for g, task in enumerate(tasks)]
     for title, values in groups:
-        table = rich.table.Table("method", *map(str, counts), title=f"regret: {title}")
+        table = rich.table.Table(
+            "method", *map(str, counts), title=rich.markup.escape(f"regret: {title}")
+        )
         for method, own in zip(methods, values, strict=True):
             cells = []
             for count in counts:
