@@ -201,11 +201,11 @@ def _read_npz(path: pathlib.Path) -> tuple[list[str], np.ndarray, Sequence[int]]
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             raise _malformed(path, "it is no npz file")
-    with zipfile.ZipFile(path) as archive:
-        size = sum(member.file_size for member in archive.infolist())
-    if size > _MOST_BYTES:
-        raise _malformed(path, f"it has {size} bytes once unpacked, more than {_MOST_BYTES}")
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > _MOST_BYTES:
+            raise _malformed(path, f"it has {size} bytes once unpacked, more than {_MOST_BYTES}")
         with np.load(path, allow_pickle=False) as arrays:
             missing = {"words", "vectors"} - set(arrays.files)
             if missing:

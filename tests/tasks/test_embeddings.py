@@ -209,6 +209,15 @@ def test_npz_is_never_unpickled(tmp_path: pathlib.Path) -> None:
     assert sprung.exists()  # so the trap does work
 
 
+def test_an_npz_of_another_version_of_zip_is_refused(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "vectors.npz"
+    np.savez(path, words=np.array(["a"]), vectors=np.ones((1, 2)))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 64  # needed to extract, in the directory
+    path.write_bytes(content)
+    assert "zip file version 6.4" in _refusal(path)
+
+
 def test_a_file_that_is_no_npz_is_refused(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "vectors.npz"
     for content in (b"", b"the 1 2\n", b"PK\x03\x04 and no more"):
