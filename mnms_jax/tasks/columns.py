@@ -95,8 +95,9 @@ def parse_options(entry: str, query: str, known: Collection[str]) -> dict[str, s
 
 
 def unusable(path: pathlib.Path, fault: str) -> UserError:
-    """Returns the error that a file has a fault."""
-    return UserError(f"cannot use {path}: {fault}")
+    """Returns the error that a file has a fault, in one line whatever the file's names are."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in fault)
+    return UserError(f"cannot use {path}: {line}")
 
 
 # Rows that a file yields one by one -> parts of them, none empty, in their order.
@@ -177,7 +178,7 @@ def _read_parquet(path: pathlib.Path, divide: _Divide) -> Iterator[_Part]:
             file = pyarrow.parquet.ParquetFile(content)
             for rows, table in _tables(path, file, divide):
                 yield table.column_names, _ParquetColumns(path, table), [row + 1 for row in rows]
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise unusable(path, f"it cannot be read: {' '.join(str(error).split())}") from error
 
 

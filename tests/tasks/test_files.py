@@ -331,3 +331,16 @@ def test_a_parquet_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatc
         read_columns(path)
     monkeypatch.undo()
     assert len(read_columns(path).rows) == 20_000
+
+
+def test_names_of_a_damaged_parquet_file_are_told(tmp_path):
+    path = write(tmp_path / "mine.parquet", [("good", "pos")], ["said", "mood"])
+    path.write_bytes(path.read_bytes().replace(b"said", b"s\xecid"))
+    with pytest.raises(UserError, match="it cannot be read: 'utf-8' codec"):
+        load(path)
+
+
+def test_a_name_of_two_lines_is_told_in_one(tmp_path):
+    path = write(tmp_path / "mine.jsonl", ROWS, ["said\nso", "mood"])
+    with pytest.raises(UserError, match=r"no column 'text'; known: said\\nso, mood$"):
+        load(path, text="text")
