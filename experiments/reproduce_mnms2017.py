@@ -40,6 +40,7 @@ _SOURCE_TRIALS = flags.DEFINE_integer(
 def main() -> None:
     """Pre-trains, then searches on each task with what was learned and from scratch."""
     from mnms_jax.comparison import trial_counts  # here, as --help needs nothing of it
+    from mnms_jax.history import best_so_far
     from mnms_jax.store import TrialLog
 
     config = mnms.config_from_flags(mnms.TransferConfig)
@@ -50,8 +51,7 @@ def main() -> None:
         """Returns the best rewards so far, [N]."""
         workdir = path / name
         mnms.run_experiment(dataclasses.replace(config, workdir=str(workdir), **changes))
-        rewards = [record.reward for record in TrialLog(workdir / "trials.jsonl").records]
-        return np.fmax.accumulate(np.array(rewards, np.float64))
+        return best_so_far(TrialLog(workdir / "trials.jsonl").records)
 
     search(scratch, "pretrain", tasks=tuple(_SOURCES.value), num_trials=_SOURCE_TRIALS.value)
     counts = trial_counts(config.num_trials)

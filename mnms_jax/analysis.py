@@ -38,7 +38,7 @@ def decision_importance(records: Sequence[TrialRecord], choices: Choices) -> Imp
     from sklearn.ensemble import RandomForestRegressor  # which takes a second
     from sklearn.inspection import permutation_importance
 
-    known = [r for r in records if r.reward is not None and r.bucket != "log" and not r.stopped]
+    known = [r for r in records if r.reward is not None and r.is_whole]
     rewards = np.array([r.reward for r in known])
     if len(known) < _LEAST or np.ptp(rewards) == 0:
         return None

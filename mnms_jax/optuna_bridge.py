@@ -8,7 +8,7 @@ from typing import Any
 from mnms_jax.config import DESCRIPTIVE, RESUMABLE
 from mnms_jax.methods import import_optuna
 from mnms_jax.space import SearchSpace
-from mnms_jax.store import TrialLog, TrialRecord
+from mnms_jax.store import TrialLog, TrialRecord, read_config
 from mnms_jax.types import UserError
 
 _SEARCH = "mnms_search"  # the study's attribute that says which search it has
@@ -54,10 +54,7 @@ def add_to_optuna(path: pathlib.Path, storage: Any, name: str = "") -> dict[str,
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--workdir {path} holds no search: {error}") from error
+    config = read_config(path)
     if "decisions" not in config:
         raise UserError(
             f"--workdir {path}: its config.json lacks the search space; run the search's command "

@@ -52,11 +52,7 @@ def top_records(
 
     Children that were stopped early aren't finished, and can't be among them.
     """
-    own = [
-        r
-        for r in records
-        if r.task == task and r.reward is not None and r.bucket != "log" and not r.stopped
-    ]
+    own = [r for r in records if r.task == task and r.reward is not None and r.is_whole]
     return tuple(sorted(own, key=lambda r: (-(r.reward or 0.0), r.trial))[:number])
 
 

@@ -14,6 +14,7 @@ from mnms_jax.config import Config
 from mnms_jax.export import save_child
 from mnms_jax.predictions import find_child
 from mnms_jax.report import show_number
+from mnms_jax.store import read_config
 from mnms_jax.training.fit import Request
 from mnms_jax.types import Split, Task, UserError
 
@@ -86,10 +87,7 @@ def describe_rewards(rewards: Sequence[float]) -> str:
 
 def _read_config(path: pathlib.Path, entries: Sequence[str]) -> tuple[Config, dict[str, str]]:
     """Returns the configuration of a search, and the digests of its data."""
-    try:
-        stored = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--workdir {path} holds no search: {error}") from error
+    stored = read_config(path)
     fields = {f.name: stored[f.name] for f in dataclasses.fields(Config) if f.name in stored}
     fields = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
     tasks = tuple(entries or stored.get("entries", stored["tasks"]))

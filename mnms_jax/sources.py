@@ -92,7 +92,7 @@ def to_save(
       sources: what the search started from.
       reward: formula of the rewards, the sources' too.
     """
-    finished = [r for r in records if r.bucket != "log" and not r.stopped]
+    finished = [r for r in records if r.is_whole]
     own = bank_of_records(space, [task.name for task in tasks], finished)
     known = {} if sources is None else dict(zip(sources.task_names, sources.traits, strict=True))
     traits = {**known, **{task.name: task_traits(task) for task in tasks}}

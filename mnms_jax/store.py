@@ -36,6 +36,11 @@ class TrialRecord(NamedTuple):
     stopped: bool = False  # at the last of these rungs
     metrics: Mapping[str, float] = {}  # on validation, and sizes; empty in logs of older versions
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a training of its own to the end: no repeat, and not stopped early."""
+        return self.bucket != "log" and not self.stopped
+
 
 # What JSON makes of a TrialRecord's fields.
 _NUMBER = int | float
@@ -314,6 +319,18 @@ def write_json(path: pathlib.Path, data: Any) -> None:
 
 # What searches that are older than a flag did.
 _BEFORE = {"reward": "accuracy", "max_train_examples": 0, "rounds_in_flight": 1}
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the config.json of a search's folder.
+
+    Raises:
+      UserError: there is none that can be read.
+    """
+    try:
+        return json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--workdir {path} holds no search: {error}") from error
 
 
 def _check_config(path: pathlib.Path, config: Mapping[str, Any], resumable: Sequence[str]) -> None:

@@ -78,18 +78,16 @@ def test_a_disk_too_full_for_a_checkpoint_is_one_clear_line_at_the_end(tmp_path,
     assert_goes_on(tmp_path / "w", whole)
 
 
+def measure(folder, module, *flags):
+    """Returns the figures of a benchmark."""
+    figures = folder / "figures.json"
+    command = [sys.executable, "-m", module, *flags, f"--json={figures}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return json.loads(figures.read_text())
+
+
 def test_chaos(tmp_path):
-    figures = tmp_path / "chaos.json"
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "benchmarks.chaos", "--kills=3", f"--trials={TRIALS}"),
-            f"--json={figures}",
-        ],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    found = json.loads(figures.read_text())
+    found = measure(tmp_path, "benchmarks.chaos", "--kills=3", f"--trials={TRIALS}")
     assert found["kills"] == 3 and found["equal"] is True
     assert found["lost"] == found["duplicated"] == 0
     assert found["moments"] == {"start": 1, "search": 1, "checkpoint": 1}
@@ -104,16 +102,6 @@ def test_chaos_notices_what_is_lost_or_twice(tmp_path):
 
 
 def test_endurance(tmp_path):
-    figures = tmp_path / "endurance.json"
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "benchmarks.endurance", "--trials=20", "--every=10"),
-            f"--json={figures}",
-        ],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    first, last = json.loads(figures.read_text())
+    first, last = measure(tmp_path, "benchmarks.endurance", "--trials=20", "--every=10")
     assert (first["trials"], last["trials"]) == (10, 20)
     assert 50 < first["resident_mb"] and 0 < last["ms_per_trial"] and last["entropy"] > 0

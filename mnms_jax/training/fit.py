@@ -21,7 +21,7 @@ from mnms_jax.training.executables import ProgramFolder, program_key
 from mnms_jax.training.judge import Judge, TrialResult, num_steps, variable_shapes
 from mnms_jax.training.optimizer import coefficients
 from mnms_jax.training.plan import Chunk, choose_lanes, cost_model, plan_chunks
-from mnms_jax.training.pool import FutureProgram, IdleClock, Program, ProgramPool
+from mnms_jax.training.pool import FutureProgram, IdleClock, Program, ProgramPool, collect
 from mnms_jax.training.program import Outcome, Recipe, make_program
 from mnms_jax.types import (
     AnyArray,
@@ -195,11 +195,7 @@ class Trainer:
             program.add_done_callback(functools.partial(guarded, submit, chunk))
         self._begin_upcoming()
         try:
-            for _ in requests:
-                found = results.get()
-                if isinstance(found, BaseException):
-                    raise found
-                yield found
+            yield from collect(results, len(requests))
         finally:
             closed.set()
             self._programs.forget_queued()

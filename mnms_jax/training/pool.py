@@ -3,10 +3,11 @@
 import collections
 import concurrent.futures
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Hashable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from mnms_jax.training.program import Outcome
 from mnms_jax.types import Params
@@ -20,6 +21,15 @@ class Program(NamedTuple):
 
 
 FutureProgram: TypeAlias = concurrent.futures.Future[Program]
+
+
+def collect(results: queue.SimpleQueue, number: int) -> Generator[Any]:
+    """Yields so many results as they come; an exception among them is raised."""
+    for _ in range(number):
+        found = results.get()
+        if isinstance(found, BaseException):
+            raise found
+        yield found
 
 
 class ProgramPool:

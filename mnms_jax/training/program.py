@@ -73,7 +73,6 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
         num_rungs = len(recipe.rung_steps)
         ends = jnp.append(jnp.minimum(recipe.rung_steps, recipe.num_steps), recipe.num_steps)
         needed = jnp.append(recipe.rung_accuracies, 0.0)
-
         loss_fn = jax.value_and_grad(_make_loss(model, seed, hyper, data), has_aux=True)
 
         def is_active(loop: _Loop) -> Array:
@@ -122,7 +121,7 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
                 return active
             return jax.lax.pmax(active.astype(jnp.int32), axis_name) > 0
 
-        example = (variables, first_batch, data.constants, hyper, seed, False)
+        example = variables, first_batch, data.constants, hyper, seed, False
         logits = _room_for_logits(model, example, len(data.labels))
         loop = jax.lax.while_loop(any_active, body, _start(variables, groups, num_rungs, logits))
         last = jnp.sum(jnp.isfinite(loop.accuracies)) - 1

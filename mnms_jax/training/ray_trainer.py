@@ -26,6 +26,7 @@ from mnms_jax.training.executables import foundation
 from mnms_jax.training.fit import Request, Trainer, TrainerStats
 from mnms_jax.training.judge import TrialResult
 from mnms_jax.training.plan import plan_chunks
+from mnms_jax.training.pool import collect
 from mnms_jax.types import ChildSpec, Choice, UserError
 
 _START_SECONDS = 300  # without a worker, after which a search gives up
@@ -223,11 +224,7 @@ class RayTrainer:
             self._changed.notify_all()
         try:
             yield None
-            for _ in requests:
-                found = results.get()
-                if isinstance(found, BaseException):
-                    raise found
-                yield found
+            yield from collect(results, len(requests))
         finally:
             with self._changed:
                 self._pending = [child for child in self._pending if child.call != call]
