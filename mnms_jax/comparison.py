@@ -31,7 +31,7 @@ class Result(NamedTuple):
     seed: int
     trials: int
     best_reward: float | None  # so far; None: all failed
-    trials_to_threshold: int  # the whole budget when censored
+    trials_to_threshold: int  # random search's; the whole budget when censored
     censored: int  # 1: the threshold wasn't reached within the budget
 
 
@@ -61,10 +61,12 @@ class Difference(NamedTuple):
 
 
 class TimeToThreshold(NamedTuple):
-    """A method's median number of trials until a task's threshold is reached."""
+    """A method's median number of trials until it has what another's number of trials is worth."""
 
     task: str
     method: str
+    reference: str  # the other method: "random" or "cold"
+    reference_trials: int
     threshold: float | None  # reward; None over tasks
     median_trials: float  # infinite: more than half of the searches are censored
     censored: int
@@ -75,7 +77,7 @@ class Comparison(NamedTuple):
     """All figures, and the curves behind them."""
 
     trials: Trials
-    thresholds: np.ndarray  # float64 [T]
+    thresholds: dict[str, np.ndarray]  # float64 [T] by reference: "random", and "cold" if it ran
     best: np.ndarray  # float64 [T, M, S, N], best reward so far
     regret: np.ndarray  # float64 [T, M, S, N]; 0: the best reward ever, 1: random's median
     results: tuple[Result, ...]
@@ -89,15 +91,16 @@ def compare(
 ) -> Comparison:
     """Compares methods, of which one is called "random".
 
-    Failed trials count as the lowest reward that was seen on their task. A task's threshold is
-    `expected_best` of that many of its random trials, those of all seeds together. Its regret is
-    (top - best so far) / (top - median of the random trials), top being the best reward that any
-    method has seen: tasks' rewards are comparable only so.
+    Failed trials count as the lowest reward that was seen on their task. A task's first threshold
+    is `expected_best` of that many of its random trials, those of all seeds together; the other
+    is the mean best of its searches called "cold", if there are any, after all their trials. Its
+    regret is (top - best so far) / (top - median of the random trials), top being the best reward
+    that any method has seen: tasks' rewards are comparable only so.
 
     Args:
       trials: of all methods.
       contenders: methods to set against every other.
-      threshold_trials: number of random trials that the threshold is worth.
+      threshold_trials: number of random trials that the first threshold is worth.
 
     Raises:
       UserError: all trials of a task failed.
@@ -107,26 +110,38 @@ def compare(
     lowest = np.nanmin(trials.rewards, axis=(1, 2, 3), keepdims=True)
     rewards = np.where(np.isnan(trials.rewards), lowest, trials.rewards)
     pools = rewards[:, trials.method_names.index("random")].reshape(len(rewards), -1)
-    thresholds = np.array([expected_best(pool, threshold_trials) for pool in pools])
     best = np.maximum.accumulate(rewards, axis=-1)
+    thresholds = {"random": np.array([expected_best(pool, threshold_trials) for pool in pools])}
+    worth = {"random": threshold_trials}
+    if "cold" in trials.method_names:
+        cold = best[:, trials.method_names.index("cold"), :, -1]
+        # Rounded up beyond the maximum, the mean would never be reached.
+        thresholds["cold"] = np.minimum(cold.mean(axis=1), cold.max(axis=1))
+        worth["cold"] = best.shape[-1]
     top = rewards.max(axis=(1, 2, 3), keepdims=True)
     span = top - np.median(pools, axis=1)[:, None, None, None]
     regret = (top - best) / np.where(span > 0, span, 1)
     counts = trial_counts(rewards.shape[-1])
-    reached, censored = trials_to_threshold(best, thresholds[:, None, None])
+    reached = {
+        name: trials_to_threshold(best, own[:, None, None]) for name, own in thresholds.items()
+    }
     return Comparison(
         trials,
         thresholds,
         best,
         regret,
-        tuple(_results(trials, counts, reached, censored)),
+        tuple(_results(trials, counts, *reached["random"])),
         tuple(_means(trials, counts, {"best reward": best, "regret": regret})),
         tuple(
             _differences(
                 trials, contenders, counts, {"best reward gained": best, "regret saved": -regret}
             )
         ),
-        tuple(_times(trials, thresholds, reached, censored)),
+        tuple(
+            row
+            for name, own in thresholds.items()
+            for row in _times(trials, name, worth[name], own, *reached[name])
+        ),
     )
 
 
@@ -260,7 +275,12 @@ def _differences(
 
 
 def _times(
-    trials: Trials, thresholds: np.ndarray, reached: np.ndarray, censored: np.ndarray
+    trials: Trials,
+    reference: str,
+    reference_trials: int,
+    thresholds: np.ndarray,
+    reached: np.ndarray,
+    censored: np.ndarray,
 ) -> list[TimeToThreshold]:
     groups: list[tuple[str, float | None, Any]] = [(ALL_TASKS, None, slice(None))]
     groups += [(task, float(thresholds[t]), t) for t, task in enumerate(trials.task_names)]
@@ -269,7 +289,6 @@ def _times(
         for m, method in enumerate(trials.method_names):
             numbers, late = reached[where, m].ravel(), censored[where, m].ravel()
             median = censored_median(numbers, late)
-            rows.append(
-                TimeToThreshold(task, method, threshold, median, int(late.sum()), late.size)
-            )
+            goal = (reference, reference_trials, threshold)
+            rows.append(TimeToThreshold(task, method, *goal, median, int(late.sum()), late.size))
     return rows

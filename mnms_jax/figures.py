@@ -78,7 +78,7 @@ def _curves(comparison: Comparison) -> Chart:
     """Returns a panel of regret over all tasks and one of the best reward for each task."""
     trials = comparison.trials
     steps = np.arange(1, trials.rewards.shape[-1] + 1)
-    levels: list[float | None] = [None, *comparison.thresholds.tolist()]
+    levels: list[float | None] = [None, *comparison.thresholds["random"].tolist()]
     curves = [comparison.regret.mean(axis=0), *comparison.best]  # each [M, S, N]
     panels = []
     for title, level, curve in zip((ALL_TASKS, *trials.task_names), levels, curves, strict=True):
@@ -90,7 +90,7 @@ def _curves(comparison: Comparison) -> Chart:
         label = "regret" if level is None else "best reward"
         ticks = [step for step in (1, 2, 5, *TRIAL_COUNTS) if step <= len(steps)]
         panels.append(Plot(title, "trials", label, series, level, ticks))
-    note = "Bands are 95 % intervals over seeds; the dotted line is the threshold."
+    note = "Bands are 95 % intervals over seeds; the dotted line is random search's threshold."
     return Chart("best_so_far", "Best so far", note, panels)
 
 
@@ -120,26 +120,33 @@ def _describe(comparison: Comparison) -> str:
         f"{trials.rewards.shape[-1]} trials a search. Regret is (top - best so far) / (top - "
         "median of random trials), where top is the best reward that anybody saw on the task. "
         "Intervals are 95 % Student intervals over seeds; those over all tasks are of the mean "
-        "over tasks. A search that did not reach the threshold within its trials is censored; "
-        "the median number of trials is infinite when more than half are."
+        "over tasks. Trials are counted to two thresholds: the expected best of so many random "
+        "trials, and the mean best of the cold searches at their end. A search that did not "
+        "reach one within its trials is censored; the median number of trials is infinite when "
+        "more than half are."
     )
 
 
 def _overview(comparison: Comparison) -> tuple[str, Sequence[str], list[list[str]]]:
     """Returns title, columns and rows: a row a method, over all tasks."""
     counts = trial_counts(comparison.trials.rewards.shape[-1])
-    header = ["method", *(f"regret at {n}" for n in counts), "trials to threshold", "censored"]
+    times = [time for time in comparison.times if time.task == ALL_TASKS]
+    goals = dict.fromkeys(f"to {t.reference}'s best of {t.reference_trials}" for t in times)
     rows = []
-    for time in comparison.times:
-        if time.task == ALL_TASKS:
-            cells = [
-                f"{row.mean:.3f}" + _known(f" ± {row.high - row.mean:.3f}")
-                for row in comparison.means
-                if (row.task, row.method, row.measure) == (ALL_TASKS, time.method, "regret")
-            ]
-            late = f"{time.censored} of {time.searches}"
-            rows.append([time.method, *cells, _format(time.median_trials), late])
-    return "mean over tasks", header, rows
+    for method in comparison.trials.method_names:
+        regrets = [
+            f"{row.mean:.3f}" + _known(f" ± {row.high - row.mean:.3f}")
+            for row in comparison.means
+            if (row.task, row.method, row.measure) == (ALL_TASKS, method, "regret")
+        ]
+        trials = [
+            f"{_format(time.median_trials)} ({time.censored} of {time.searches} censored)"
+            for time in times
+            if time.method == method
+        ]
+        rows.append([method, *regrets, *trials])
+    header = ["method", *(f"regret at {n}" for n in counts), *goals]
+    return "mean over tasks, median trials", header, rows
 
 
 def _paired(comparison: Comparison) -> tuple[str, Sequence[str], list[list[str]]]:

@@ -106,7 +106,8 @@ def test_results_have_a_row_a_task_method_seed_and_number_of_trials(comparison):
         *("best_reward", "trials_to_threshold", "censored"),
     )
     # The pool has 30 trials, so the threshold is its maximum.
-    assert comparison.thresholds.tolist() == pytest.approx([0.4, 40])
+    assert set(comparison.thresholds) == {"random"}
+    assert comparison.thresholds["random"].tolist() == pytest.approx([0.4, 40])
     assert comparison.results[0] == ("a", "random", 5, 10, 0.4, 2, 0)
     assert comparison.results[1] == ("a", "random", 6, 10, 0.3, 10, 1)
     assert comparison.results[4] == ("a", "mine", 6, 10, 0.6, 1, 0)
@@ -150,11 +151,32 @@ def test_differences_are_paired_by_seed(comparison):
 
 
 def test_times_to_threshold(comparison):
-    rows = {(r.task, r.method): r for r in comparison.times}
-    assert rows["a", "random"] == ("a", "random", pytest.approx(0.4), INF, 2, 3)
+    rows = {(r.task, r.method): r[2:] for r in comparison.times}
+    goal = ("random", 30)
+    assert rows["a", "random"] == (*goal, pytest.approx(0.4), INF, 2, 3)
     # Seeds need 2, 1 and 2 trials on "a", and 1, 2 and 1 on "b".
-    assert rows["a", "mine"] == ("a", "mine", pytest.approx(0.4), 2, 0, 3)
-    assert rows[ALL_TASKS, "mine"] == (ALL_TASKS, "mine", None, 1, 0, 6)
+    assert rows["a", "mine"] == (*goal, pytest.approx(0.4), 2, 0, 3)
+    assert rows[ALL_TASKS, "mine"] == (*goal, None, 1, 0, 6)
+
+
+def test_times_to_what_the_cold_search_ends_with():
+    rewards = np.concatenate([REWARDS, REWARDS[:, :1]], axis=1)
+    rewards[:, 2, :, 2:] = np.array([[0.45], [70]])[:, :, None]
+    rewards[:, 2, 0, 9] = [0.9, 100]
+    names = ("random", "mine", "cold")
+    found = compare(Trials(("a", "b"), names, (5, 6, 7), rewards), ["mine"])
+    # The mean of .9, .45 and .45, and that of 100, 70 and 70.
+    assert found.thresholds["cold"].tolist() == pytest.approx([0.6, 80])
+    rows = {(r.task, r.method): r[2:] for r in found.times if r.reference == "cold"}
+    goal = ("cold", 10)
+    assert rows["a", "cold"] == (*goal, pytest.approx(0.6), INF, 2, 3)
+    assert rows["b", "mine"] == (*goal, pytest.approx(80), INF, 2, 3)
+    # Seed 6 has .6 at once on "a"; seed 7 needs two trials for 80 on "b".
+    assert rows[ALL_TASKS, "mine"] == (*goal, None, INF, 4, 6)
+    assert {r.censored for r in found.results} == {0, 1}
+    equal = np.full((1, 2, 3, 10), 0.1)  # whose mean is rounded up
+    found = compare(Trials(("a",), ("random", "cold"), (0, 1, 2), equal), [])
+    assert [r.censored for r in found.times] == [0] * 8
 
 
 def test_a_task_on_which_nothing_matters_has_no_regret():
