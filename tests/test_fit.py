@@ -2,10 +2,14 @@ import threading
 import time
 
 import jax
+import numpy as np
 import pytest
 from toy import make_family, make_task, make_trainer
 
-from mnms_jax.training.fit import Request, TrainerStats
+from mnms_jax.children.mlp import make_record_family
+from mnms_jax.tasks.record_inputs import RecordInputs
+from mnms_jax.tasks.registry import load_tasks
+from mnms_jax.training.fit import Request, Trainer, TrainerStats
 from mnms_jax.training.plan import cost_model
 
 TASK = make_task("one", 100, seed=1)
@@ -137,10 +141,10 @@ def test_lanes_are_chosen_by_the_memory_where_the_device_has_a_limit(family, mon
     assert "2 threads, each with 1 at once on each of 1 devices (cpu)" in trainer.layout
     size = trainer._child_bytes(wanted, spec)
     data = trainer._inputs(wanted, spec)[2]
-    _, variables = trainer.fit(wanted)
-    assert size == sum(x.nbytes for x in jax.tree.leaves(data)) + 5 * sum(
-        x.nbytes for x in jax.tree.leaves(variables)
-    )
+    outcome, variables = trainer.fit(wanted)
+    known, own = (sum(x.nbytes for x in jax.tree.leaves(tree)) for tree in (data, variables))
+    logits = outcome.logits.nbytes + outcome.logits[0].nbytes  # those of no use are in a batch more
+    assert size == known + 5 * own + 2 * logits
 
     class Limited:
         def memory_stats(self):
@@ -154,6 +158,22 @@ def test_lanes_are_chosen_by_the_memory_where_the_device_has_a_limit(family, mon
     trainer._costs, trainer._lanes, trainer._sharding = cost_model("gpu"), {}, Sharding
     trainer._choose_lanes(wanted, spec)
     assert trainer._lanes == {spec.architecture: 4}
+
+
+def test_the_memory_of_children_of_many_classes_is_estimated_well():
+    """CPUs' programs tell what they need: here most of it is for logits."""
+    inputs, records = RecordInputs(load_tasks(["iris"])), make_record_family("cpu")
+
+    def many_rows(task_id, spec):
+        data = inputs.child_data(task_id, spec)
+        return data._replace(inputs=np.tile(data.inputs, (50, 1)), labels=np.tile(data.labels, 50))
+
+    wanted = Request(0, "iris", 0, design(records))
+    spec = records.make_spec(wanted.design)
+    trainer = Trainer(records, many_rows, num_classes=1000)
+    need = trainer._program(wanted, spec).result().run.memory_analysis()
+    parts = (need.argument_size_in_bytes, need.output_size_in_bytes, need.temp_size_in_bytes)
+    assert trainer._child_bytes(wanted, spec) == pytest.approx(sum(parts), rel=0.1)
 
 
 @pytest.mark.parametrize(("fitting", "programs"), [(4, 1), (2, 2), (1, 3)])

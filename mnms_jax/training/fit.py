@@ -22,7 +22,13 @@ from mnms_jax.training.judge import Judge, TrialResult, num_steps, variable_shap
 from mnms_jax.training.optimizer import coefficients
 from mnms_jax.training.plan import Chunk, choose_lanes, cost_model, plan_chunks
 from mnms_jax.training.pool import FutureProgram, IdleClock, Program, ProgramPool, collect
-from mnms_jax.training.program import Outcome, Recipe, make_program
+from mnms_jax.training.program import (
+    BATCH_SIZE,
+    Outcome,
+    Recipe,
+    make_program,
+    num_logits_batches,
+)
 from mnms_jax.types import (
     AnyArray,
     Array,
@@ -286,12 +292,18 @@ class Trainer:
             self._lanes[spec.architecture] = lanes
 
     def _child_bytes(self, request: Request, spec: ChildSpec) -> int:
-        """Returns the size of a child's data, variables, gradients and optimiser's slots."""
+        """Returns the size of a child's data, variables, gradients, optimiser's slots and logits.
+
+        What a step stores on its way isn't counted.
+        """
         data = self._data(request.task_id, spec)
         model = self._family.make_model(spec.architecture, self._num_classes)
         variables = variable_shapes(model, spec, data)
-        # A parameter is there as itself, gradient, two slots, and once more in the result.
-        return _num_bytes(data) + 5 * _num_bytes(variables)
+        batch_logits = BATCH_SIZE * self._num_classes * np.dtype(np.float32).itemsize
+        logits = num_logits_batches(len(data.labels)) * batch_logits
+        # A parameter is there as itself, gradient, two slots, and once more in the result, where
+        # the logits are once more too.
+        return _num_bytes(data) + 5 * _num_bytes(variables) + 2 * logits
 
     def _inputs(self, request: Request, spec: ChildSpec) -> tuple[Array, Recipe, ChildData]:
         optimizers = {name: coefficients(s) for name, s in spec.optimizers.items()}

@@ -192,13 +192,17 @@ def evaluated_logits(batches: np.ndarray, num_rows: int) -> np.ndarray:
     return np.swapaxes(batches, 0, 1)[counts]
 
 
-def _room_for_logits(model: ChildModel, example: tuple, num_rows: int) -> Array:
-    """Returns room for the logits of all evaluated batches, of which there are fewer than of rows.
+def num_logits_batches(num_rows: int) -> int:
+    """Returns for how many batches' logits a program has room, given its data's rows.
 
-    How many there are isn't known when the program is compiled.
+    How many of these are to be evaluated isn't known when it is compiled.
     """
+    return num_rows // BATCH_SIZE + 2
+
+
+def _room_for_logits(model: ChildModel, example: tuple, num_rows: int) -> Array:
     shape = jax.eval_shape(model.apply, *example)[0].shape
-    return jnp.zeros((num_rows // BATCH_SIZE + 2, *shape))
+    return jnp.zeros((num_logits_batches(num_rows), *shape))
 
 
 def _make_loss(model: ChildModel, seed: Array, hyper: Any, data: ChildData) -> Callable:
