@@ -134,9 +134,9 @@ def run_rounds(
                 begun.append(_begin_round(setup, proposal, index, workdir.log, known, begun))
             if not begun:
                 break
-            if round_index + 1 < num_rounds:
-                upcoming = asked[1] if ahead else _ask(setup, state, 1)
-                _prefetch(setup, upcoming, round_index + 1, known)
+            if round_index + ahead + 1 < num_rounds:
+                upcoming = _ask(setup, state, ahead + 1)
+                _prefetch(setup, upcoming, round_index + ahead + 1, known, begun)
             records = _finish_round(begun[0], workdir.log, known)
             begun.popleft()
             proposal, *asked = asked
@@ -206,21 +206,38 @@ def _is_over(setup: RoundSetup, log: TrialLog, num_trials: int) -> bool:
     return from_first(lambda: b"over" * (time.monotonic() > setup.budget.deadline)) != b""
 
 
-def _prefetch(setup: RoundSetup, proposal: Proposal, round_index: int, known: _Known) -> None:
-    """Has the programs that the next round probably needs compiled while this one's train.
+def _prefetch(
+    setup: RoundSetup,
+    proposal: Proposal,
+    round_index: int,
+    known: _Known,
+    begun: Iterable[_Round],
+) -> None:
+    """Has the programs compiled that the round after those in flight probably needs.
 
-    With one round in flight they are those of the children that the round would have if the
-    controller learned nothing from this one: its random numbers are the next round's own.
+    They are those of the children that it would have if the controller learned nothing until then:
+    its random numbers are its own.
     """
+    fresh = _fresh(_requests(setup, proposal, round_index), known, begun)
+    setup.trainer.prefetch(_own_share(list(fresh.values())))
+
+
+def _requests(setup: RoundSetup, proposal: Proposal, round_index: int) -> list[Request]:
+    """Returns a round's children, as far as the budget goes."""
     requests = make_requests(setup.space, setup.task_names, proposal, round_index)
-    setup.trainer.prefetch(
-        [
-            request
-            for request in requests[jax.process_index() :: jax.process_count()]
-            if request.trial < setup.budget.num_trials
-            and identity(request.task_name, request.design) not in known
-        ]
-    )
+    return [request for request in requests if request.trial < setup.budget.num_trials]
+
+
+def _fresh(
+    requests: Sequence[Request], known: _Known, begun: Iterable[_Round]
+) -> dict[str, Request]:
+    """Returns by design what is to be trained: no result is known, and no round has it trained."""
+    fresh: dict[str, Request] = {}
+    for request in requests:
+        own = identity(request.task_name, request.design)
+        if own not in known and not any(own in other.fresh for other in begun):
+            fresh.setdefault(own, request)
+    return fresh
 
 
 def _begin_round(
@@ -241,11 +258,7 @@ def _begin_round(
       known: results of earlier trials.
       begun: the rounds in flight, whose designs will be known.
     """
-    requests = [
-        request
-        for request in make_requests(setup.space, setup.task_names, proposal, round_index)
-        if request.trial < setup.budget.num_trials
-    ]
+    requests = _requests(setup, proposal, round_index)
     told = round_index - setup.rounds_in_flight + 1  # rounds whose trials may count
     needed = {
         name: rung_accuracies(log.records, name, told, setup.early_stopping)
@@ -253,11 +266,7 @@ def _begin_round(
     }
     requests = [request._replace(rung_accuracies=needed[request.task_name]) for request in requests]
     logged = _logged(log, requests)
-    fresh: dict[str, Request] = {}
-    for request in requests[len(logged) :]:
-        own = identity(request.task_name, request.design)
-        if own not in known and not any(own in other.fresh for other in begun):
-            fresh.setdefault(own, request)
+    fresh = _fresh(requests[len(logged) :], known, begun)
     outcomes = _train_shared(setup.trainer, list(fresh.values()))
     return _Round(round_index, proposal, requests, logged, fresh, outcomes)
 
@@ -312,13 +321,19 @@ def _train_shared(
     """Returns what `Executor.train` does, in every process; each has trained its share."""
     if jax.process_count() == 1:
         return trainer.train(requests)
-    return _train_share(trainer, requests, jax.process_index(), jax.process_count())
+    return _train_share(trainer, requests)
+
+
+def _own_share(children: Sequence[Any]) -> Sequence[Any]:
+    """Returns what of a round's children this process trains."""
+    return children[jax.process_index() :: jax.process_count()]
 
 
 def _train_share(
-    trainer: Executor, requests: Sequence[Request], first: int, step: int
+    trainer: Executor, requests: Sequence[Request]
 ) -> Generator[tuple[int, TrialResult]]:
-    own = [(first + step * i, result) for i, result in trainer.train(requests[first::step])]
+    numbers = _own_share(range(len(requests)))
+    own = [(numbers[i], result) for i, result in trainer.train(_own_share(requests))]
     for message in exchange(json.dumps(own).encode()):
         for index, result in json.loads(message):
             yield index, TrialResult(*result)

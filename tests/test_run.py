@@ -8,8 +8,8 @@ import jax
 import pytest
 from toy import make_family, make_task, make_trainer
 
-from mnms_jax.controller import make_policy, make_random_policy
-from mnms_jax.learner import make_null_learner, make_ppo_learner
+from mnms_jax.controller import make_policy
+from mnms_jax.learner import make_ppo_learner
 from mnms_jax.run import Budget, RoundSetup, make_requests, run_rounds, rung_accuracies
 from mnms_jax.search import make_search
 from mnms_jax.store import TrialRecord, open_workdir
@@ -210,34 +210,6 @@ def test_a_search_with_rounds_in_flight_dies_and_ends_with_the_same_trials(
         jax.tree.leaves(state.params), jax.tree.leaves(last.params), strict=True
     ):
         assert (ours == theirs).all()
-
-
-class PrefetchedTrainer(DyingTrainer):
-    """Notes what is prefetched before each round, and what the round trains."""
-
-    def __init__(self, trainer):
-        super().__init__(trainer, 99)
-        self.prefetched, self.rounds = [], []
-        self.prefetch = self.prefetched.append
-
-    def train(self, requests):
-        self.rounds.append(list(requests))
-        return super().train(requests)
-
-
-def test_a_round_prefetches_what_random_search_trains_in_the_next(tmp_path, family, trainer):
-    noting = PrefetchedTrainer(trainer)
-    setup, _ = setup_of(family, noting)
-    policy = make_random_policy(family.space)
-    search = make_search(family.space, policy, make_null_learner(), num_tasks=2, trials_per_task=3)
-    state = search.init(jax.random.key(0))
-    with open_workdir(tmp_path, {}) as workdir:
-        run_rounds(setup._replace(search=search), state, workdir, Recorder(), "random")
-    assert len(noting.prefetched) == 2 and len(noting.rounds) == 3  # nothing follows the last
-    for prefetched, trained in zip(noting.prefetched, noting.rounds[1:], strict=True):
-        children = [request._replace(rung_accuracies=()) for request in trained]
-        assert children and all(request in prefetched for request in children)
-        assert all(request.trial < 8 for request in prefetched)
 
 
 def test_progress(whole):
