@@ -4,7 +4,7 @@ Claim: from scratch it isn't worse than Optuna's TPE at 100 and 200 trials; with
 other tasks it is ahead of every tuner here from 10 trials on. `random` and `cold` search all tasks,
 and their trials are the sources of all methods that use any.
 
-Command, after `pip install ".[report,rivals]"`: python -m benchmarks.peers --json=peers.json
+Command, after `pip install ".[report,optuna]"`: python -m benchmarks.peers --json=peers.json
 Variants: --tables=fcnet --methods=random,cold,tpe,transfer --seeds=3
 Cost: SMAC takes 0.3 s a trial on a CPU core, Syne Tune's quantiles ten seconds a search, all others
 some ten milliseconds a trial. An interrupted run resumes.

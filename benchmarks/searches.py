@@ -9,7 +9,6 @@ Command: python -m benchmarks.searches --json=searches.json
 Variants: --method=mnms2017_multitask, --seeds=32
 """
 
-import importlib
 import json
 import pathlib
 import statistics
@@ -24,6 +23,7 @@ import rich.table
 from absl import flags
 
 import mnms_jax as mnms
+from mnms_jax.methods import import_optuna
 
 _TABLE = flags.DEFINE_string("table", "hpobench_mlp", "Table of rewards, see mnms_jax.load_table.")
 _METHOD = flags.DEFINE_string("method", "multitask", "Ours, see mnms_jax.make_strategy.")
@@ -63,11 +63,7 @@ def main() -> None:
     """Measures, shows and writes the figures."""
     jax.config.update("jax_enable_compilation_cache", False)
     mnms.use_cores_as_devices()
-    try:
-        optuna = importlib.import_module("optuna")
-    except ImportError:
-        raise mnms.UserError("Optuna is needed: pip install '.[rivals]'") from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    optuna = import_optuna("searches are timed against its own")
     benchmark = mnms.load_table(_TABLE.value)
     targets = tuple(range(len(benchmark.task_names)))[-_NUM_TASKS.value :]
     setup = mnms.TableSetup(

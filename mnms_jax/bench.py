@@ -1,5 +1,6 @@
 """What all searches of an experiment share, by the kind of its tasks."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -10,12 +11,12 @@ from mnms_jax.children import image, mlp, text
 from mnms_jax.config import Config
 from mnms_jax.export import Child, ImageChild, RecordChild, TextChild
 from mnms_jax.space import SearchSpace
+from mnms_jax.tasks import registry
 from mnms_jax.tasks.embeddings import WordVectors, glove50, load_word_vectors, minilm
 from mnms_jax.tasks.image_inputs import ImageInputs
 from mnms_jax.tasks.inputs import TextInputs
 from mnms_jax.tasks.packaged import cache_folder
 from mnms_jax.tasks.record_inputs import RecordInputs
-from mnms_jax.tasks.registry import load_tasks
 from mnms_jax.training.fit import Trainer
 from mnms_jax.types import ChildData, ChildFamily, ChildSpec, Choice, Params, Task, UserError
 
@@ -57,7 +58,7 @@ def make_bench(config: Config, tasks: Sequence[Task] | None = None) -> Bench:
     """
     if tasks is None:
         data_dir = config.data_dir and os.path.expanduser(config.data_dir)
-        tasks = load_tasks(config.tasks, data_dir, config.max_train_examples or None)
+        tasks = registry.load_tasks(config.tasks, data_dir, config.max_train_examples or None)
     first = tasks[0]
     for task in tasks:
         if task.kind != first.kind:
@@ -70,6 +71,25 @@ def make_bench(config: Config, tasks: Sequence[Task] | None = None) -> Bench:
     if config.embeddings:
         raise UserError(f"--embeddings: {first.kind}s have no words; leave it out")
     return (_image_bench if first.kind == "image" else _record_bench)(config, tasks)
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Returns a configuration as it holds in any folder.
+
+    Raises:
+      UserError: a task that can't be.
+    """
+
+    def absolute(path: str) -> str:
+        return path and os.path.abspath(os.path.expanduser(path))
+
+    embeddings = [entry.partition("=") for entry in config.embeddings]
+    return dataclasses.replace(
+        config,
+        tasks=tuple(map(registry.with_absolute_paths, config.tasks)),
+        embeddings=tuple(f"{name}{equals}{absolute(path)}" for name, equals, path in embeddings),
+        data_dir=absolute(config.data_dir),
+    )
 
 
 def _text_bench(config: Config, tasks: Sequence[Task]) -> Bench:

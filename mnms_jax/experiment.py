@@ -18,7 +18,7 @@ from absl import logging
 
 import mnms_jax
 from mnms_jax.advantage import ADVANTAGES
-from mnms_jax.bench import Bench, make_bench
+from mnms_jax.bench import Bench, make_bench, with_absolute_paths
 from mnms_jax.card import escape, search_quality, write_card
 from mnms_jax.config import DESCRIPTIVE, LOCAL, RESUMABLE, Config, TransferConfig
 from mnms_jax.controller import choice_frequencies, make_policy, make_random_policy
@@ -175,12 +175,12 @@ def _open(
     Raises:
       UserError: see `open_workdir`, or the processes were started with different flags.
     """
-    fields = dataclasses.asdict(config)
+    fields = dataclasses.asdict(with_absolute_paths(config))
     del fields["workdir"]  # a folder may be moved
     identity = {
         **fields,
         "tasks": [task.name for task in bench.tasks],  # files may be moved too
-        "entries": config.tasks,
+        "entries": fields["tasks"],
         "search_space": bench.family.space.fingerprint,
         "decisions": bench.family.space.to_json(),
         "data": bench.inputs.digests,
@@ -348,5 +348,5 @@ def _print(
     if config.save_controller and config.learner != "random":
         written.append("controller")
     if config.compare_random and config.learner != "random":
-        written.append("random (the same for random search)")
+        written.append("random (the trials of random search)")
     console.print(f"written to {path.absolute()}: {', '.join(written)}", soft_wrap=True)

@@ -1,6 +1,8 @@
 """What users do with the best child of a search: predict, export, read its card, train it anew."""
 
+import contextlib
 import json
+import pathlib
 import signal
 import subprocess
 
@@ -14,11 +16,12 @@ from idx import idx_bytes
 
 import mnms_jax
 from mnms_jax import predictions
+from mnms_jax.bench import with_absolute_paths
 from mnms_jax.card import escape
 from mnms_jax.optuna_bridge import add_to_optuna
 from mnms_jax.predictions import find_child, predict_file
 from mnms_jax.stablehlo import export_stablehlo
-from mnms_jax.store import TrialLog
+from mnms_jax.store import TrialLog, read_config
 from mnms_jax.types import UserError
 
 CLASSES = ("1 *star*", "2 | <b>")
@@ -31,18 +34,19 @@ def write_reviews(path, number=60):
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
-    """A finished search on texts."""
+    """A finished search on texts, whose file was named from its own folder."""
     folder = tmp_path_factory.mktemp("searched")
     write_reviews(folder / "reviews.csv")
-    mnms_jax.run_experiment(
-        mnms_jax.Config(
-            tasks=(f"mine={folder / 'reviews.csv'}",),
-            num_trials=2,
-            round_size=2,
-            learner="random",
-            workdir=str(folder / "search"),
+    with contextlib.chdir(folder):
+        mnms_jax.run_experiment(
+            mnms_jax.Config(
+                tasks=("mine=reviews.csv",),
+                num_trials=2,
+                round_size=2,
+                learner="random",
+                workdir="search",
+            )
         )
-    )
     return folder / "search"
 
 
@@ -240,7 +244,7 @@ def test_the_card_says_what_the_child_is(searched):
     assert "best of 2 trials" in card and "optimistic" in card
     assert "1 \\*star\\* | 50.0%" in card and "2 \\| \\<b\\> | 50.0%" in card
     assert "48 for train, 6 for validation, 6 for test" in card
-    assert f"Source: mine={escape(searched.parent / 'reviews.csv')}" in card
+    assert "Source: mine=reviews.csv" in card
     assert escape("a\n# b_c") == "a \\# b\\_c"
 
 
@@ -257,6 +261,27 @@ def test_the_best_design_is_trained_anew_on_more(records):
     assert (records / "trials.jsonl").read_bytes() == before
     with pytest.raises(UserError, match="must be at least 1"):
         mnms_jax.retrain_best(records, num_seeds=0)
+
+
+def test_files_are_found_from_any_folder(searched):
+    assert len(mnms_jax.retrain_best(searched, num_seeds=1)) == 1
+    assert read_config(searched)["entries"] == [f"mine={searched.parent}/reviews.csv"]
+
+
+def test_all_paths_of_a_configuration_are_made_absolute(tmp_path):
+    config = mnms_jax.Config(
+        tasks=("a=x/y.csv?test=~/z.csv&text=t", "b=/c.csv", "vader_movie", "tfds:imdb?test=test"),
+        embeddings=("minilm", "mine=vectors.txt"),
+        data_dir="data",
+    )
+    with contextlib.chdir(tmp_path):
+        found = with_absolute_paths(config)
+    first, *others = found.tasks
+    assert first == f"a={tmp_path}/x/y.csv?test={pathlib.Path.home()}/z.csv&text=t"
+    assert others == ["b=/c.csv", "vader_movie", "tfds:imdb?test=test"]
+    assert found.embeddings == ("minilm", f"mine={tmp_path}/vectors.txt")
+    assert found.data_dir == f"{tmp_path}/data" and with_absolute_paths(found) == found
+    assert with_absolute_paths(mnms_jax.Config()) == mnms_jax.Config()
 
 
 def test_other_data_is_not_retrained_on(searched, tmp_path):

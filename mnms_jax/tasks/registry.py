@@ -1,12 +1,13 @@
 """Tasks by name."""
 
+import pathlib
 from collections.abc import Sequence
 
 from absl import logging
 
 from mnms_jax.space import nearest
 from mnms_jax.tasks.columns import SUFFIXES
-from mnms_jax.tasks.files import load_file_task, parse_file_task
+from mnms_jax.tasks.files import FileTask, load_file_task, parse_file_task
 from mnms_jax.tasks.images import load_digits_task, load_idx_task
 from mnms_jax.tasks.packaged import PACKAGED_TASKS, load_packaged_task
 from mnms_jax.tasks.records import BUNDLED_TASKS, load_bundled_task
@@ -41,6 +42,23 @@ def _name(entry: str) -> str:
         hint = "; call a file NAME=PATH" if entry.endswith(SUFFIXES) else nearest(entry, _KNOWN)
         raise UserError(f"task {entry!r} is unknown{hint}")
     return entry
+
+
+def with_absolute_paths(entry: str) -> str:
+    """Returns a task's entry as it holds in any folder.
+
+    Raises:
+      UserError: see `parse_file_task`.
+    """
+    if is_tfds_task(entry) or "=" not in entry:
+        return entry
+    name, train, *options = parse_file_task(entry)
+    pairs = [
+        f"{key}={value.absolute() if isinstance(value, pathlib.Path) else value}"
+        for key, value in zip(FileTask._fields[2:], options, strict=True)
+        if value is not None
+    ]
+    return f"{name}={train.absolute()}{'?' * bool(pairs)}{'&'.join(pairs)}"
 
 
 def load_tasks(
