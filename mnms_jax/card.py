@@ -1,5 +1,6 @@
 """Model cards: what a saved child is, how good, and how it came about, as a page beside it."""
 
+import json
 import math
 import pathlib
 import re
@@ -58,19 +59,28 @@ Classifies {kind}s. {origin}
 In this folder:
 
 ```python
-import mnms_jax
-
-child = mnms_jax.load_child(".")
-inputs = {inputs}
-child.predict(inputs)  # names of classes
-child.predict_proba(inputs)  # [N, classes]
-child.apply_fn(child.variables, child.encode(inputs))  # logits [N, classes], in plain JAX
+{usage}
 ```
 
 `python -m experiments.predict --workdir=. --input=FILE` predicts files of {kind}s.
 
 Written by {versions}.
 """
+
+
+_USAGE = """\
+import mnms_jax
+
+child = mnms_jax.load_child({folder})
+inputs = {inputs}
+child.predict(inputs)  # names of classes
+child.predict_proba(inputs)  # [N, classes]
+child.apply_fn(child.variables, child.encode(inputs))  # logits [N, classes], in plain JAX"""
+
+
+def usage_code(folder: str, kind: str) -> str:
+    """Returns Python that loads a child from a folder and predicts inputs of a kind of task."""
+    return _USAGE.format(folder=json.dumps(folder, ensure_ascii=False), inputs=_INPUTS[kind])
 
 
 def escape(text: object) -> str:
@@ -155,7 +165,7 @@ def write_card(
         design="\n".join(
             _table(("decision", "choice"), [(escape(k), escape(v)) for k, v in decisions.items()])
         ),
-        inputs=_INPUTS[task.kind],
+        usage=usage_code(".", task.kind),
         versions=", ".join(versions),
     )
     (path / "README.md").write_text(page, encoding="utf-8")

@@ -2,14 +2,13 @@
 
 import collections
 import html
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from mnms_jax.analysis import decision_importance
+from mnms_jax.card import usage_code
 from mnms_jax.charts import Chart, draw_png, require_matplotlib, write_csv_of
 from mnms_jax.drawing import draw, outline
 from mnms_jax.figures import comparison_charts, comparison_sections
@@ -19,7 +18,6 @@ from mnms_jax.history import (
     known_choices,
     of_task,
     read_history,
-    read_json,
 )
 from mnms_jax.leave_one_out import read_comparison
 from mnms_jax.page import render_chart, render_note, render_page, render_table, require_plotly
@@ -34,7 +32,7 @@ from mnms_jax.search_charts import (
     rounds_chart,
     seconds_chart,
 )
-from mnms_jax.store import TrialRecord
+from mnms_jax.store import TrialRecord, read_json
 from mnms_jax.types import UserError
 
 Sections = Mapping[str, str | Chart]  # HTML or a chart, by title
@@ -204,7 +202,9 @@ def _children(history: History) -> str:
         note = f"trial {top[0].trial}, {history.reward} {show_number(top[0].reward)} on validation"
         # The folder is written at the end of a search, and may be of an earlier end.
         if child.get("decisions") == top[0].decisions:
-            side, code = draw(outline(child)), _loading(folder.resolve(), child)
+            side = draw(outline(child))
+            usage = usage_code(str(folder.resolve()), child.get("kind", "text"))
+            code = f"<pre><code>{html.escape(usage)}</code></pre>"
         else:
             side = render_note("It can be loaded, and is drawn, once the search has ended.")
             code = ""
@@ -212,19 +212,6 @@ def _children(history: History) -> str:
             f'{render_note(note)}<div class="children">{side}<div>{table}</div></div>{code}'
         )
     return "".join(parts)
-
-
-def _loading(folder: pathlib.Path, child: Mapping[str, Any]) -> str:
-    """Returns the code that loads a child and predicts."""
-    kind = child.get("kind", "text")
-    inputs = {
-        "text": '(["a text to classify"])',
-        "image": "(images)  # uint8 [N, H, W, C]",
-        "record": "(columns)  # N values of each column, by its name",
-    }[kind]
-    path = json.dumps(str(folder), ensure_ascii=False)
-    code = f"import mnms_jax\n\nchild = mnms_jax.load_child({path})\nchild.predict{inputs}"
-    return f"<pre><code>{html.escape(code)}</code></pre>"
 
 
 def _trials(history: History) -> str:

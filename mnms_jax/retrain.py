@@ -1,7 +1,6 @@
 """The best design of a search, trained anew on all examples that don't test it."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from mnms_jax.config import Config
 from mnms_jax.export import save_child
 from mnms_jax.predictions import find_child
 from mnms_jax.report import show_number
-from mnms_jax.store import read_config
+from mnms_jax.store import read_config, read_json
 from mnms_jax.training.fit import Request
 from mnms_jax.types import Split, Task, UserError
 
@@ -42,7 +41,7 @@ def retrain_best(
     if num_seeds < 1:
         raise UserError(f"--retrain_seeds={num_seeds}: must be at least 1")
     best = find_child(path, task)
-    design = json.loads((best / "child.json").read_text(encoding="utf-8"))["decisions"]
+    design = read_json(best / "child.json")["decisions"]
     config, digests = _read_config(path, entries)
     found = make_bench(config)
     if found.inputs.digests != digests:

@@ -14,7 +14,7 @@ from absl import logging
 from mnms_jax.config import Config, TransferConfig
 from mnms_jax.devices import from_first
 from mnms_jax.experiment import run_experiment
-from mnms_jax.store import claim_folder
+from mnms_jax.store import claim_folder, read_json
 from mnms_jax.tasks.registry import check_tasks
 from mnms_jax.types import UserError
 
@@ -79,8 +79,7 @@ def run_schedule(config: TransferConfig, phases: Sequence[Phase]) -> list[dict]:
     names = [f"phase_{number}" for number in range(1, len(phases) + 1)]
 
     def read_summaries() -> bytes:
-        files = [path / name / "summary.json" for name in names]
-        return json.dumps([f.exists() and json.loads(f.read_text()) for f in files]).encode()
+        return json.dumps([read_json(path / name / "summary.json") for name in names]).encode()
 
     summaries = json.loads(from_first(read_summaries))
     to_come = [name for name, summary in zip(names, summaries, strict=True) if not summary]

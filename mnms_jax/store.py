@@ -321,29 +321,41 @@ def write_json(path: pathlib.Path, data: Any) -> None:
 _BEFORE = {"reward": "accuracy", "max_train_examples": 0, "rounds_in_flight": 1}
 
 
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the object that a JSON file holds, an empty one if there is no file.
+
+    Raises:
+      UserError: it holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path} is no JSON file of a search; restore it, or take another --workdir"
+        )
+    return content
+
+
 def read_config(path: pathlib.Path) -> dict[str, Any]:
     """Returns the config.json of a search's folder.
 
     Raises:
-      UserError: there is none that can be read.
+      UserError: there is none, or it is damaged.
     """
-    try:
-        return json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--workdir {path} holds no search: {error}") from error
+    config = read_json(path / "config.json")
+    if not config:
+        raise UserError(f"--workdir {path} holds no search: it has no config.json")
+    return config
 
 
 def _check_config(path: pathlib.Path, config: Mapping[str, Any], resumable: Sequence[str]) -> None:
     config = json.loads(json.dumps(config))
     if path.exists():
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            stored = None
-        if not isinstance(stored, dict):
-            raise UserError(
-                f"{path} is no JSON file of a search; restore it, or take another --workdir"
-            )
+        stored = read_json(path)
         before = {key: stored.get(key, _BEFORE.get(key)) for key in sorted({*stored, *config})}
         different = [
             f"{key}: {value!r} there, {config.get(key)!r} now"

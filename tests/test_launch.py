@@ -156,8 +156,7 @@ def test_local_processes_end_with_a_signal(fake, tmp_path, number, code):
 @pytest.mark.parametrize("arguments", [(), ("2",), ("0", "fake"), ("two", "fake")])
 def test_local_says_how_it_is_used(fake, arguments):
     done = launch(fake, LOCAL, *arguments)
-    assert done.returncode == 2
-    assert "N MODULE [FLAGS...]" in done.stderr
+    assert done.returncode == 2 and "N MODULE [FLAGS...]" in done.stderr
 
 
 def host(place, *arguments):
@@ -354,8 +353,7 @@ def test_gke_has_what_matters_and_its_pods_do_it(fake, tmp_path):
     assert (job["completions"], job["parallelism"], job["backoffLimit"]) == (4, 4, 0)
     assert (replicated["replicas"], job["completionMode"]) == (1, "Indexed")
     pod = job["template"]["spec"]
-    assert pod["restartPolicy"] == "Never"
-    assert pod["serviceAccountName"] == "writer"
+    assert (pod["restartPolicy"], pod["serviceAccountName"]) == ("Never", "writer")
     assert pod["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": "tpu-v6e-slice",
         "cloud.google.com/gke-tpu-topology": "4x4",
@@ -363,10 +361,8 @@ def test_gke_has_what_matters_and_its_pods_do_it(fake, tmp_path):
     }
     (container,) = pod["containers"]
     assert container["image"] == "python:3.12"
-    assert container["resources"] == {
-        "requests": {"google.com/tpu": 4},
-        "limits": {"google.com/tpu": 4},
-    }
+    chips = {"google.com/tpu": 4}
+    assert container["resources"] == {"requests": chips, "limits": chips}
     assert container["args"] == [copy, "fake", *flags]
 
     write_command(tmp_path, "pip", 'printf "%s|" "$@"')
