@@ -29,6 +29,8 @@ def load_artifact(path: pathlib.Path, kind: str) -> tuple[dict[str, Any], Any]:
     Raises:
       UserError: the folder holds no such thing, or a damaged one.
     """
+    if not (path / f"{kind}.json").exists():
+        raise UserError(f"{path} holds no {kind}: it has no {kind}.json")
     try:
         description = json.loads((path / f"{kind}.json").read_text(encoding="utf-8"))
         with _checkpointer() as checkpointer:

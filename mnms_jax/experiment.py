@@ -63,6 +63,12 @@ def _load_sources(config: Config, bench: Bench) -> SavedController | None:
             f"--reward={config.reward}: what {path} learned was rewarded with {sources.reward!r}, "
             "which can't be compared; take that, or start from another controller"
         )
+    if sources.skip_connection != config.skip_connection:
+        own = "with" if sources.skip_connection else "without"
+        raise UserError(
+            f"--skip_connection={config.skip_connection}: the policy in {path} was trained {own} "
+            "one; take the same, or the same --preset"
+        )
     known = dict(zip(sources.task_names, sources.traits, strict=True))
     for task in bench.tasks:
         if task.name not in known:
@@ -275,7 +281,15 @@ def _conclude(
     }
     specialization = find_specialization(space, frequencies)
     if config.save_controller and config.learner != "random":
-        saved = to_save(space, bench.tasks, state.params, records, sources, config.reward)
+        saved = to_save(
+            space,
+            bench.tasks,
+            state.params,
+            records,
+            sources,
+            config.reward,
+            config.skip_connection,
+        )
         save_controller(path / "controller", saved)
     summary = summary_json(summaries, specialization, config.reward)
     write_json(path / "summary.json", summary)

@@ -35,6 +35,7 @@ def match_spaces(old: SearchSpace, new: SearchSpace, renamed: Mapping[str, str])
     """
     _check_renamed(old, new, renamed)
     now = {name: renamed.get(name, name) for name in old.names}
+    _check_distinct(now)
     decisions = np.full(new.num_decisions, -1)
     choices = np.full((new.num_decisions, new.max_choices), -1)
     for before, decision in enumerate(old.decisions):
@@ -42,7 +43,9 @@ def match_spaces(old: SearchSpace, new: SearchSpace, renamed: Mapping[str, str])
             continue
         after = new.names.index(now[decision.name])
         decisions[after] = before
-        names = [renamed.get(f"{decision.name}:{c}", str(c)) for c in decision.choices]
+        called = {str(c): renamed.get(f"{decision.name}:{c}", str(c)) for c in decision.choices}
+        _check_distinct(called)
+        names = list(called.values())
         for index, choice in enumerate(new.decisions[after].choices):
             if str(choice) in names:
                 choices[after, index] = names.index(str(choice))
@@ -106,6 +109,15 @@ def migrate_trials(
     )
 
 
+def _check_distinct(now: Mapping[str, str]) -> None:
+    """Checks that no two names of old are the same name now."""
+    before: dict[str, str] = {}
+    for old, new in now.items():
+        if new in before:
+            raise UserError(f"--renamed: {before[new]!r} and {old!r} can't both become {new!r}")
+        before[new] = old
+
+
 def _check_renamed(old: SearchSpace, new: SearchSpace, renamed: Mapping[str, str]) -> None:
     for before, after in renamed.items():
         name, colon, choice = before.partition(":")
@@ -123,8 +135,6 @@ def _check_renamed(old: SearchSpace, new: SearchSpace, renamed: Mapping[str, str
                 f"{name!r} can't become {after!r}, which isn't in the space"
                 f"{nearest(after, new.names)}"
             )
-        if not colon and after in old.names and after not in renamed:
-            raise UserError(f"{name!r} can't become {after!r}, which was a decision of its own")
         now = renamed.get(name, name)
         if colon and now in new.names:
             choices = [str(c) for c in new.decisions[new.names.index(now)].choices]

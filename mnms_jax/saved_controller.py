@@ -20,10 +20,11 @@ class SavedController(NamedTuple):
 
     task_names: tuple[str, ...]  # row t of the task embeddings belongs to task t
     space: SearchSpace
-    params: Params  # of the policy that `make_policy` gives for this space and these tasks
+    params: Params  # of the policy that `make_policy` gives for what stands here
     trials: ReplayBank  # of each task, all that were finished
     traits: tuple[TaskTraits, ...]  # of each task
     reward: str = ACCURACY  # formula of the trials' rewards
+    skip_connection: bool = True  # of the policy
 
 
 def save_controller(path: pathlib.Path, controller: SavedController) -> None:
@@ -31,6 +32,8 @@ def save_controller(path: pathlib.Path, controller: SavedController) -> None:
 
     Beside what `load_controller` reads, its JSON file has statistics and best designs to look at.
     """
+    import mnms_jax  # late, as it imports this
+
     space = controller.space
     description = {
         "task_names": controller.task_names,
@@ -38,8 +41,9 @@ def save_controller(path: pathlib.Path, controller: SavedController) -> None:
         "fingerprint": space.fingerprint,
         "traits": [traits._asdict() for traits in controller.traits],
         "reward": controller.reward,
+        "skip_connection": controller.skip_connection,
         "rewards": _statistics(controller),
-        "versions": {module.__name__: module.__version__ for module in (jax, flax)},
+        "versions": {module.__name__: module.__version__ for module in (mnms_jax, jax, flax)},
     }
     arrays = {"params": controller.params, "trials": controller.trials._asdict()}
     save_artifact(path, "controller", description, arrays)
@@ -63,7 +67,9 @@ def load_controller(path: str | pathlib.Path) -> SavedController:
             arrays["params"],
             ReplayBank(**arrays["trials"]),
             tuple(TaskTraits(**{**row, "words": tuple(row["words"])}) for row in data["traits"]),
-            data.get("reward", ACCURACY),  # which older ones don't say
+            # What older ones don't say:
+            data.get("reward", ACCURACY),
+            data.get("skip_connection", True),
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} holds no controller of this version: {error!r}") from error

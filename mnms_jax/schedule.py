@@ -122,5 +122,6 @@ def _config(config: TransferConfig, phase: Phase, name: str, before: str | None)
         imitation=config.imitation and not phase.frozen,
         workdir=f"{config.workdir}/{name}",
         from_=f"{config.workdir}/{before}" if before else config.from_,
+        renamed=() if before else config.renamed,
     )
     return own if own.from_ else own.from_scratch

@@ -34,13 +34,12 @@ def load_sources(
       renamed: see `match_spaces`.
 
     Raises:
-      UserError: there is no controller, or no decision of its space is left.
+      UserError: there is no controller, no decision of its space is left, or see `match_spaces`.
     """
-    inside = path / "controller"
-    saved = load_controller(inside if inside.is_dir() else path)
+    saved = _load(path)
+    match = match_spaces(saved.space, space, renamed)
     if saved.space.fingerprint == space.fingerprint:
         return saved
-    match = match_spaces(saved.space, space, renamed)
     if np.all(match.choices < 0):
         raise UserError(
             f"{path} has a controller for another search space: they have no decision in common "
@@ -69,6 +68,19 @@ def load_sources(
     return saved._replace(space=space, params=params, trials=trials)
 
 
+def _load(path: pathlib.Path) -> SavedController:
+    inside = path / "controller"
+    if inside.is_dir() or (path / "controller.json").exists():
+        return load_controller(inside if inside.is_dir() else path)
+    if (path / "trials.jsonl").exists():
+        raise UserError(
+            f"{path} holds no controller: its search hasn't ended, or had --nosave_controller"
+        )
+    found = sorted(str(folder.parent) for folder in path.glob("*/controller"))
+    hint = f"; there are some in {', '.join(found)}" if found else ""
+    raise UserError(f"{path} holds no controller{hint}")
+
+
 def similarities(tasks: Sequence[TaskTraits], sources: Sequence[TaskTraits]) -> np.ndarray:
     """Returns how alike G tasks are to T sources, [G, T]."""
     return np.array([[task_similarity(own, other) for other in sources] for own in tasks])
@@ -81,6 +93,7 @@ def to_save(
     records: Sequence[TrialRecord],
     sources: SavedController | None = None,
     reward: str = ACCURACY,
+    skip_connection: bool = True,
 ) -> SavedController:
     """Returns the controller of a search, with its sources' tasks and trials before its own.
 
@@ -91,6 +104,7 @@ def to_save(
       records: the search's log. Repeats and trials that were stopped early aren't kept.
       sources: what the search started from.
       reward: formula of the rewards, the sources' too.
+      skip_connection: of the policy.
     """
     finished = [r for r in records if r.is_whole]
     own = bank_of_records(space, [task.name for task in tasks], finished)
@@ -99,7 +113,8 @@ def to_save(
     names = tuple(traits)
     if sources is not None:
         own = _join(sources.trials, own, [names.index(task.name) for task in tasks])
-    return SavedController(names, space, params, own, tuple(traits.values()), reward)
+    learned = (own, tuple(traits.values()), reward, skip_connection)
+    return SavedController(names, space, params, *learned)
 
 
 def bank_of_records(

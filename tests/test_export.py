@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from toy import SPACE, make_family, make_task
 
+import mnms_jax
 from mnms_jax.artifact import load_artifact, save_artifact
 from mnms_jax.children.text import PRESETS, make_text_family
 from mnms_jax.controller import make_policy
@@ -149,8 +150,10 @@ def test_a_controller_comes_back(tmp_path, key):
     save_controller(tmp_path, saved)
     again = load_controller(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, again.trials, saved.trials)
-    assert again.traits == saved.traits
-    rewards = json.loads((tmp_path / "controller.json").read_text())["rewards"]
+    assert again.traits == saved.traits and again.skip_connection
+    description = json.loads((tmp_path / "controller.json").read_text())
+    assert description["versions"]["mnms_jax"] == mnms_jax.__version__
+    rewards = description["rewards"]
     assert rewards["two"]["trials"] == 3 and rewards["two"]["failed"] == 1
     best = {"reward": pytest.approx(0.7), "decisions": {"a": 2, "b": True}}
     assert rewards["one"]["best"][0] == best and len(rewards["one"]["best"]) == 2

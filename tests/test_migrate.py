@@ -111,7 +111,9 @@ def test_trials_whose_designs_are_gone_are_dropped():
         ({"units": "hiden_size"}, "did you mean 'hidden_size'"),
         ({"units:65": "large"}, "'65': 'units' had 64, 128"),
         ({**RENAMED, "units:128": "larg"}, "'units:128' can't become 'larg'; did you mean 'large'"),
-        ({"units": "layers"}, "'units' can't become 'layers', which was a decision of its own"),
+        ({"units": "layers"}, "'units' and 'layers' can't both become 'layers'"),
+        ({**RENAMED, "rate": "hidden_size"}, "'units' and 'rate' can't both become 'hidden_size'"),
+        ({"layers:0": "2"}, "'0' and '2' can't both become '2'"),
     ],
 )
 def test_wrong_names(renamed, message):

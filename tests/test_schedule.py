@@ -6,7 +6,7 @@ import pytest
 from commands import command, kill_when, lines, run
 
 import mnms_jax
-from mnms_jax.schedule import Phase, parse_phase, run_schedule
+from mnms_jax.schedule import Phase, _config, parse_phase, run_schedule
 from mnms_jax.types import UserError
 
 PHASES = ("sst2:3", "sst2+imdb:2:replay", "imdb:2:frozen")
@@ -79,6 +79,13 @@ def test_killed_in_a_phase_it_goes_on_there(finished, data_dir, tmp_path):
     done = run(*search(data_dir, tmp_path / "w"))
     assert done.returncode == 0, done.stderr
     assert trials(tmp_path / "w") == trials(finished)[:9]
+
+
+def test_old_names_are_those_of_the_controller_before_the_first_phase():
+    config = mnms_jax.TransferConfig(from_="before", renamed=("units=hidden_size",))
+    phase = parse_phase("imdb:2")
+    assert _config(config, phase, "phase_1", None).renamed == config.renamed
+    assert _config(config, phase, "phase_2", "phase_1").renamed == ()
 
 
 @pytest.mark.parametrize(

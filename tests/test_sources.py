@@ -40,7 +40,12 @@ def test_a_search_folder_and_a_controller_folder_are_both_taken(saved, tmp_path)
         loaded = load_sources(path, SPACE, {})
         assert loaded.task_names == ("one", "two")
         assert digest(loaded) == digest(saved)
-    with pytest.raises(UserError, match="holds no controller"):
+    with pytest.raises(UserError, match=r"holds no controller; there are some in .*/run$"):
+        load_sources(tmp_path, SPACE, {})
+    with pytest.raises(UserError, match="'x' isn't in the old space"):  # which is the same
+        load_sources(tmp_path / "run", SPACE, {"x": "a"})
+    (tmp_path / "trials.jsonl").touch()
+    with pytest.raises(UserError, match="its search hasn't ended"):
         load_sources(tmp_path, SPACE, {})
 
 

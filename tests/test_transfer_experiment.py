@@ -65,6 +65,19 @@ def test_another_task_of_the_same_name_does_not_go_on(pretrained, data_dir, tmp_
     assert not (tmp_path / "w").exists()
 
 
+def test_a_policy_with_other_connections_does_not_go_on(pretrained, data_dir, tmp_path):
+    config = mnms_jax.TransferConfig(
+        tasks=("imdb",),
+        from_=str(pretrained),
+        data_dir=str(data_dir),
+        skip_connection=False,
+        workdir=str(tmp_path / "w"),
+    )
+    with pytest.raises(mnms_jax.UserError, match="was trained with one; take the same"):
+        mnms_jax.run_experiment(config)
+    assert not (tmp_path / "w").exists()
+
+
 def test_killed_and_started_again_it_ends_with_the_same_trials(
     finished, pretrained, data_dir, tmp_path
 ):
