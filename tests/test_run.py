@@ -1,3 +1,4 @@
+import functools
 import itertools
 import json
 import math
@@ -69,6 +70,14 @@ def trainer(family):
     return make_trainer(TASKS, family)
 
 
+@functools.cache
+def ppo_search(space, learning_rate):
+    """Returns a search that all tests share, for it is compiled once then."""
+    policy = make_policy(space, 2)
+    learner = make_ppo_learner(policy, learning_rate=learning_rate)
+    return make_search(space, policy, learner, num_tasks=2, trials_per_task=3)
+
+
 def setup_of(
     family,
     trainer,
@@ -78,9 +87,7 @@ def setup_of(
     rounds_in_flight=1,
     **budget,
 ):
-    policy = make_policy(family.space, 2)
-    learner = make_ppo_learner(policy, learning_rate=learning_rate)
-    search = make_search(family.space, policy, learner, num_tasks=2, trials_per_task=3)
+    search = ppo_search(family.space, learning_rate)
     budget = Budget(num_trials, **budget)
     setup = RoundSetup(
         family.space, NAMES, search, trainer, budget, early_stopping, rounds_in_flight

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,7 @@ def rewards_of(proposal):
     return jnp.sum(values, 1)
 
 
+@functools.cache
 def build(learner="ppo", advantage="rank", **kwargs):
     if learner == "random":
         policy, chosen = make_random_policy(SPACE), make_null_learner()
@@ -55,8 +58,9 @@ def build(learner="ppo", advantage="rank", **kwargs):
     return policy, make_search(SPACE, policy, chosen, num_tasks=NUM_TASKS, trials_per_task=8)
 
 
-def run(search, rounds, key=None):
-    """Returns the final state and each round's mean reward: the search as one scan."""
+@functools.cache
+def compiled(search, rounds):
+    """Returns the search as one scan from a state."""
 
     def step(state, _):
         proposal = search.ask(state)
@@ -64,7 +68,12 @@ def run(search, rounds, key=None):
         state, _ = search.tell(state, proposal, rewards)
         return state, rewards.mean()
 
-    return jax.lax.scan(step, search.init(jax.random.key(0) if key is None else key), None, rounds)
+    return jax.jit(lambda state: jax.lax.scan(step, state, None, rounds))
+
+
+def run(search, rounds, seed=0):
+    """Returns the final state and each round's mean reward."""
+    return compiled(search, rounds)(search.init(jax.random.key(seed)))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +116,7 @@ def test_asking_twice_gives_the_same_and_telling_changes_it():
 
 def test_a_search_is_a_function_of_its_key():
     _, search = build()
-    same = [run(search, 3, jax.random.key(s))[0] for s in (0, 0, 1)]
+    same = [run(search, 3, s)[0] for s in (0, 0, 1)]
     leaves = [jax.tree.leaves(state.params) for state in same]
     assert all((a == b).all() for a, b in zip(leaves[0], leaves[1], strict=True))
     assert not all((a == b).all() for a, b in zip(leaves[0], leaves[2], strict=True))
@@ -176,10 +185,9 @@ def test_all_trials_failed():
 
 def test_searches_vmap_over_seeds():
     _, search = build()
-    keys = jax.random.split(jax.random.key(5), 3)
-    states, rewards = jax.vmap(lambda key: run(search, 4, key))(keys)
+    states, rewards = jax.vmap(lambda seed: run(search, 4, seed))(jnp.arange(3))
     assert rewards.shape == (3, 4)
-    alone, _ = run(search, 4, keys[1])
+    alone, _ = run(search, 4, 1)
     np.testing.assert_array_equal(states.replay.actions[1], alone.replay.actions)
 
 
