@@ -9,6 +9,8 @@ from toy import SPACE
 from mnms_jax.children.text import make_text_family
 from mnms_jax.controller import choice_frequencies, make_policy, make_random_policy
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 TEXT_SPACE = make_text_family("cpu").space
 POLICIES = {"recurrent": make_policy(SPACE, 2), "random": make_random_policy(SPACE)}
 

@@ -9,6 +9,8 @@ from mnms_jax.space import Decision, SearchSpace
 from mnms_jax.transfer import make_bank
 from mnms_jax.types import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 OLD = SearchSpace(
     [
         Decision("units", (64, 128)),
