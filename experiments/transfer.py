@@ -37,7 +37,7 @@ _THRESHOLD = flags.DEFINE_integer(
 _NOT_COMPARED = (
     *("from", "preset", "learner", "advantage", "imitate_best", "skip_connection"),
     *("reward_model", "embedding", "trained", "imitation", "suggested", "guard", "replay"),
-    *("renamed", "time_limit"),
+    *("renamed", "time_limit", "track", "live_report"),
 )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from mnms_jax.controller import choice_frequencies, make_policy
 from mnms_jax.reward import ACCURACY
 from mnms_jax.saved_controller import SavedController, load_controller
-from mnms_jax.store import TrialLog, TrialRecord
+from mnms_jax.store import TrialLog, TrialRecord, read_json
 from mnms_jax.types import Choice, UserError
 
 # By task, how often (decision, choice) is taken.
@@ -68,20 +68,6 @@ def read_history(path: pathlib.Path) -> History:
         _read_rounds(path / "rounds.jsonl"),
         load_controller(controller) if controller.is_dir() else None,
     )
-
-
-def read_json(path: pathlib.Path) -> Mapping[str, Any]:
-    """Returns what a JSON file holds, nothing if there is none.
-
-    Raises:
-      UserError: it holds something else.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        raise UserError(f"{path} is no JSON file; restore it, or remove it") from None
 
 
 def tried_choices(records: Iterable[TrialRecord]) -> dict[str, tuple[Choice, ...]]:

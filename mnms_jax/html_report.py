@@ -19,7 +19,6 @@ from mnms_jax.history import (
     known_choices,
     of_task,
     read_history,
-    read_json,
 )
 from mnms_jax.leave_one_out import read_comparison
 from mnms_jax.page import render_chart, render_note, render_page, render_table, require_plotly
@@ -34,7 +33,7 @@ from mnms_jax.search_charts import (
     rounds_chart,
     seconds_chart,
 )
-from mnms_jax.store import TrialRecord
+from mnms_jax.store import TrialRecord, read_json, writable, write_whole
 from mnms_jax.types import UserError
 
 Sections = Mapping[str, str | Chart]  # HTML or a chart, by title
@@ -62,13 +61,42 @@ def write_report(
     require_matplotlib()
     title, sections = _sections(workdirs)
     folder = output or workdirs[0] / ("comparison" if len(workdirs) > 1 else "report")
-    folder.mkdir(parents=True, exist_ok=True)
+    with writable("--output", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        contents = {
+            name: _write_chart(folder, content) if isinstance(content, Chart) else content
+            for name, content in sections.items()
+        }
+        page = folder / "report.html"
+        write_whole(page, render_page(title, contents, [plotly]))
+    return page
+
+
+def write_live_page(workdir: pathlib.Path, note: str, reload_seconds: float) -> pathlib.Path:
+    """Writes the report.html of a search that is going on, and no other files.
+
+    It lacks the decisions' importance, which takes longer than all else.
+
+    Args:
+      workdir: of the search.
+      note: plain text under the title.
+      reload_seconds: after which the page reloads itself; 0: never.
+
+    Raises:
+      UserError: plotly isn't installed, or see `read_history`.
+      OSError: it can't be written.
+    """
+    plotly, history = require_plotly(), read_history(workdir)
     contents = {
-        name: _write_chart(folder, content) if isinstance(content, Chart) else content
-        for name, content in sections.items()
+        name: render_chart(content) if isinstance(content, Chart) else content
+        for name, content in _search(history, ranks_decisions=False).items()
     }
-    page = folder / "report.html"
-    page.write_text(render_page(title, contents, [plotly]), encoding="utf-8")
+    page = workdir / "report" / "report.html"
+    page.parent.mkdir(exist_ok=True)
+    title = _title(history)
+    write_whole(
+        page, render_page(title, contents, [plotly], note=note, reload_seconds=reload_seconds)
+    )
     return page
 
 
@@ -84,7 +112,11 @@ def _sections(workdirs: Sequence[pathlib.Path]) -> tuple[str, Sections]:
         title = f"Leave one task out: {first.resolve().name}"
         return title, {**charts, **comparison_sections(comparison)}
     history = read_history(first)
-    return f"Search: {history.name}", _search(history)
+    return _title(history), _search(history)
+
+
+def _title(history: History) -> str:
+    return f"Search: {history.name}"
 
 
 def _write_chart(folder: pathlib.Path, chart: Chart) -> str:
@@ -94,10 +126,11 @@ def _write_chart(folder: pathlib.Path, chart: Chart) -> str:
     return render_chart(chart)
 
 
-def _search(history: History) -> Sections:
+def _search(history: History, *, ranks_decisions: bool = True) -> Sections:
     choices = known_choices(history)
     records = [*history.records, *history.random_records]
-    found = {task: decision_importance(of_task(records, task), choices) for task in history.tasks}
+    ranked = history.tasks if ranks_decisions else ()
+    found = {task: decision_importance(of_task(records, task), choices) for task in ranked}
     importance = {task: row for task, row in found.items() if row is not None}
     frequencies = controller_frequencies(history)
     rewards = reward_chart(history)

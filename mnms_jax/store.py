@@ -277,11 +277,9 @@ def claim_folder(
     Raises:
       UserError: another process has it open, it belongs to another search, or it can't be written.
     """
-    try:
+    with writable("--workdir", path):
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"--workdir {path} can't be written: {error.strerror}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -291,6 +289,15 @@ def claim_folder(
             ) from None
         _check_config(path / "config.json", config, resumable)
         yield
+
+
+@contextmanager
+def writable(flag: str, path: pathlib.Path) -> Iterator[None]:
+    """Turns what the system has against writing to a path into a UserError that names its flag."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{flag} {path} can't be written: {error.strerror}") from error
 
 
 @contextmanager
@@ -304,12 +311,31 @@ def replaced_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     new.rename(path)
 
 
+def read_json(path: pathlib.Path) -> Mapping[str, Any]:
+    """Returns what a JSON file holds, nothing if there is none.
+
+    Raises:
+      UserError: it holds something else.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise UserError(f"{path} is no JSON file; restore it, or remove it") from None
+
+
 def write_json(path: pathlib.Path, data: Any) -> None:
     """Writes a JSON file whole or not at all."""
+    write_whole(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all, in place of the one that was there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -65,14 +65,20 @@ def real(tmp_path_factory):
     """A search on two small tasks, and what the command says."""
     workdir = tmp_path_factory.mktemp("real") / "search"
     flags = ("--num_trials=3", "--round_size=2", "--noreward_model", "--nocompare_random")
+    flags += ("--live_report", "--track=")
     done = run(*command("multitask", "--tasks=iris,wine", f"--workdir={workdir}", *flags))
     assert done.returncode == 0, done.stderr
+    page = workdir / "report" / "report.html"
+    assert f"{page} is drawn from the first round on" in done.stderr
+    assert "<td>gradient boosting</td>" in page.read_text()
+    page.unlink()
     return workdir, run(*command("report", f"--workdir={workdir}"))
 
 
 def test_the_command_reports_a_real_search(real):
     workdir, done = real
     assert done.returncode == 0, done.stderr
+    assert not (workdir / "tensorboard").exists() and (workdir / "rounds.jsonl").exists()
     assert done.stdout == f"written to {workdir}/report/report.html\n"
     page = (workdir / "report" / "report.html").read_text()
     for task, found in json.loads((workdir / "summary.json").read_text())["tasks"].items():
