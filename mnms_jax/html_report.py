@@ -59,7 +59,7 @@ def write_report(
         raise UserError("--workdir: name at least one folder, each once")
     plotly = require_plotly()
     require_matplotlib()
-    title, sections = _sections(workdirs)
+    title, note, sections = _sections(workdirs)
     folder = output or workdirs[0] / ("comparison" if len(workdirs) > 1 else "report")
     with writable("--output", folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def write_report(
             for name, content in sections.items()
         }
         page = folder / "report.html"
-        write_whole(page, render_page(title, contents, [plotly]))
+        write_whole(page, render_page(title, contents, [plotly], note=note))
     return page
 
 
@@ -100,19 +100,19 @@ def write_live_page(workdir: pathlib.Path, note: str, reload_seconds: float) -> 
     return page
 
 
-def _sections(workdirs: Sequence[pathlib.Path]) -> tuple[str, Sections]:
-    """Returns the title of the page and what stands on it."""
+def _sections(workdirs: Sequence[pathlib.Path]) -> tuple[str, str, Sections]:
+    """Returns the title of the page, a note under it, and what stands on it."""
     first = workdirs[0]
     if len(workdirs) > 1:
         histories = _named_apart([read_history(path) for path in workdirs])
-        return "Comparison of searches", _compared(histories)
-    if (first / "leave_one_out.csv").exists():
-        comparison = read_comparison(first)
+        return "Comparison of searches", "", _compared(histories)
+    if {"methods", "seeds"} <= read_json(first / "config.json").keys():
+        comparison, note = read_comparison(first)
         charts = {chart.title: chart for chart in comparison_charts(comparison)}
         title = f"Leave one task out: {first.resolve().name}"
-        return title, {**charts, **comparison_sections(comparison)}
+        return title, note, {**charts, **comparison_sections(comparison)}
     history = read_history(first)
-    return _title(history), _search(history)
+    return _title(history), "", _search(history)
 
 
 def _title(history: History) -> str:
@@ -152,11 +152,11 @@ def _search(history: History, *, ranks_decisions: bool = True) -> Sections:
 
 def _compared(histories: Sequence[History]) -> Sections:
     chart = comparison_chart(histories)
-    paths = [[history.name, str(history.path)] for history in histories]
+    searches = [[history.name, history.reward, str(history.path)] for history in histories]
     return {
         "Results": _results(histories),
         chart.title: chart,
-        "Searches": render_table(["search", "folder"], paths),
+        "Searches": render_table(["search", "reward", "folder"], searches),
     }
 
 
@@ -172,18 +172,21 @@ def _named_apart(histories: Sequence[History]) -> list[History]:
 def _results(histories: Sequence[History]) -> str:
     """Returns the best child of each task and search, against random search and reference."""
     several = len(histories) > 1
-    header = [*["search"] * several, "task", "searched by", "trials"]
+    rewards = list(dict.fromkeys(history.reward for history in histories))
+    mixed = len(rewards) > 1
+    header = [*["search"] * several, *["reward"] * mixed, "task", "searched by", "trials"]
     header += ["best, validation", "its test", "top 10, validation", "top 10, test"]
     rows = []
     for history in histories:
+        own = [*[history.name] * several, *[history.reward] * mixed]
         for task in history.tasks:
             summary = history.summary.get(task, {})
             ways = [(history.label, history.records, summary.get("finalists"))]
             if history.random_records:
                 ways.append(("random", history.random_records, summary.get("random")))
             for label, records, finalists in ways:
-                name = [*[history.name] * several, task, f"{label} search"]
-                rows.append([*name, *_figures(of_task(records, task), task, finalists)])
+                figures = _figures(of_task(records, task), task, finalists)
+                rows.append([*own, task, f"{label} search", *figures])
             if reference := summary.get("reference"):
                 values = [
                     show_number(reference["validation"]),
@@ -191,11 +194,10 @@ def _results(histories: Sequence[History]) -> str:
                     "",
                     "",
                 ]
-                rows.append([*[history.name] * several, task, reference["name"], "", *values])
+                rows.append([*own, task, reference["name"], "", *values])
     note = (
-        f"{', '.join(dict.fromkeys(history.reward for history in histories))}. The best child is "
-        "chosen by validation, and so its reward there is optimistic; those on test are known once "
-        "a search has ended. Click a column to sort."
+        f"{', '.join(rewards)}. The best child is chosen by validation, and so its reward there is "
+        "optimistic; those on test are known once a search has ended. Click a column to sort."
     )
     return render_note(note) + render_table(header, rows)
 

@@ -312,17 +312,20 @@ def replaced_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def read_json(path: pathlib.Path) -> Mapping[str, Any]:
-    """Returns what a JSON file holds, nothing if there is none.
+    """Returns the object that a JSON file holds, an empty one if there is none.
 
     Raises:
       UserError: it holds something else.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError:
-        raise UserError(f"{path} is no JSON file; restore it, or remove it") from None
+        data = None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is no JSON file of ours; restore it, or remove it")
+    return data
 
 
 def write_json(path: pathlib.Path, data: Any) -> None:

@@ -187,6 +187,20 @@ def test_several_searches_are_compared(tmp_path):
     assert write_report([first], tmp_path / "other") == tmp_path / "other" / "report.html"
 
 
+def test_searches_of_different_rewards_share_no_axis(tmp_path):
+    paths = [write_search(tmp_path / name, tasks=("t",), num_trials=7) for name in ("a", "b", "c")]
+    for path, reward in zip(paths, ("accuracy", "auroc", "auroc"), strict=True):
+        (path / "config.json").write_text(json.dumps({"tasks": ["t"], "reward": reward}))
+    page = write_report(paths, tmp_path / "out")
+    found = {tuple(row[:2]) for row in rows_of(page.parent / "runs.csv")[1:]}
+    assert found == {("t: accuracy", "a"), ("t: auroc", "b"), ("t: auroc", "c")}
+    text = page.read_text()
+    assert "<td>b</td><td>auroc</td><td>t</td>" in text and '"best auroc"' in text
+    alike = write_report(paths[1:], tmp_path / "alike")
+    assert {row[0] for row in rows_of(alike.parent / "runs.csv")[1:]} == {"t"}
+    assert "Different rewards" not in alike.read_text()
+
+
 def test_a_search_that_has_just_begun_can_be_looked_at(tmp_path):
     path = write_search(tmp_path / "run", num_trials=0)
     assert "No child has been trained" in write_report([path]).read_text()
@@ -201,8 +215,11 @@ def test_mistakes_are_told_in_one_line(tmp_path, monkeypatch):
         write_report([inside.parent])
     with pytest.raises(UserError, match="each once"):
         write_report([inside, inside])
+    output = inside / "trials.jsonl" / "report"
+    with pytest.raises(UserError, match=rf"^--output {output} can't be written: Not a directory"):
+        write_report([inside], output)
     (inside / "summary.json").write_text("{")
-    with pytest.raises(UserError, match=r"summary\.json is no JSON file"):
+    with pytest.raises(UserError, match=r"summary\.json is no JSON file of ours"):
         write_report([inside])
     for module, what in (("matplotlib", "figures need"), ("plotly.offline", "the report needs")):
         with monkeypatch.context() as patch:
