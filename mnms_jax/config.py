@@ -182,7 +182,12 @@ class Config:
 class TransferConfig(Config):
     """A search on new tasks that starts from a controller trained on others."""
 
-    from_: str = _option("", "Folder of the search, or of the controller, to start from.")
+    from_: str = _option(
+        "",
+        "Folder of the search, or of the controller, to start from; or optuna:URL, trials of the "
+        "studies in a database, as optuna:sqlite:///trials.db, optuna:URL#NAME of those called "
+        "NAME or NAME/....",
+    )
     embedding: str = _option(
         "mean",
         "Embedding of a new task: the mean of the sources'; random, as published; a mixture of the "

@@ -26,6 +26,7 @@ from mnms_jax.devices import exchange, from_first
 from mnms_jax.executor import Executor, open_executor
 from mnms_jax.export import Child, save_child
 from mnms_jax.learner import make_learner, make_null_learner
+from mnms_jax.optuna_bridge import PREFIX, load_studies
 from mnms_jax.report import (
     Finalists,
     Specialization,
@@ -57,8 +58,11 @@ _SAME_DATA = 0.01
 def _load_sources(config: Config, bench: Bench) -> SavedController | None:
     if not isinstance(config, TransferConfig):
         return None
-    path = pathlib.Path(config.from_).expanduser()
-    sources = load_sources(path, bench.family.space, config.new_names)
+    path, space, renamed = config.from_, bench.family.space, config.new_names
+    if path.startswith(PREFIX):
+        sources = load_studies(path.removeprefix(PREFIX), space, renamed, config.reward)
+    else:
+        sources = load_sources(pathlib.Path(path).expanduser(), space, renamed)
     if sources.reward != config.reward:
         raise UserError(
             f"--reward={config.reward}: what {path} learned was rewarded with {sources.reward!r}, "
