@@ -139,9 +139,10 @@ def load_studies(
         trials fits, or the studies have different rewards.
     """
     optuna = import_optuna(f"--from={PREFIX}... needs it")
-    studies = _read_studies(optuna, *source.partition("#")[::2])
-    trials = [_fitting_trials(space, study, renamed) for study in studies]
-    if not any(trials):
+    found = _read_studies(optuna, *source.partition("#")[::2])
+    pairs = [(study, _fitting_trials(space, study, renamed)) for study in found]
+    studies = [study for study, own in pairs if own]
+    if not studies:
         raise UserError(
             f"--from={PREFIX}{source}: no trial has a design of this search space; --renamed says "
             "what its parameters and values are called here"
@@ -155,7 +156,8 @@ def load_studies(
     names = tuple(f"{PREFIX}{study.study_name}" for study in studies)
     params = make_policy(space, len(names)).init(jax.random.key(0))
     traits = (_UNKNOWN,) * len(names)
-    return SavedController(names, space, params, make_bank(space, trials), traits, rewards.pop())
+    bank = make_bank(space, [own for _, own in pairs if own])
+    return SavedController(names, space, params, bank, traits, rewards.pop())
 
 
 def _read_studies(optuna: Any, url: str, name: str) -> list[Any]:
