@@ -75,7 +75,7 @@ class LiveReport:
         except Exception as error:  # whatever it is, the search doesn't depend on it
             self._failed = True
             logging.warning(
-                "the report can't be drawn, and won't be any more (%s); the search doesn't need it, "
+                "the report can't be drawn, and won't be any more (%s); the search needs none, "
                 "and experiments.report draws it later",
                 error,
             )
