@@ -11,12 +11,10 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from mnms_jax.config import TRACKERS
 from mnms_jax.store import read_json, write_json
 from mnms_jax.types import Choice, UserError
 
 _PROJECT = "mnms_jax"  # unless the library's own environment variable says otherwise
-_EXTRAS = ("wandb", "mlflow")  # sinks whose libraries are extras of the same name
 _LONGEST = 500  # characters of a parameter that MLflow keeps
 
 
@@ -54,17 +52,17 @@ def open_sink(name: str, folder: pathlib.Path, about: Mapping[str, Any]) -> Sink
     """Opens the sink of a search; gone on with, the search has the same run there.
 
     Args:
-      name: one of TRACKERS.
+      name: one of `config.TRACKERS`.
       folder: of the search.
       about: what is said of the search; flags by name.
 
     Raises:
       UserError: no run can be opened.
     """
-    makers: Mapping[str, Callable[..., Sink]]
-    makers = dict(zip(TRACKERS, (_TensorBoard, _WeightsAndBiases, _MLflow), strict=True))
+    if name not in _EXTRAS:
+        return _TensorBoard(folder)
     try:
-        return makers[name](folder, about)
+        return _EXTRAS[name](folder, about)
     except Exception as error:  # those of the libraries have no common class
         line = str(error).strip().partition("\n")[0]
         raise UserError(f"--track={name}: no run can be opened: {line}") from error
@@ -98,10 +96,9 @@ def _write_child(folder: pathlib.Path, child: TrackedChild) -> None:
 
 
 class _TensorBoard:
-    def __init__(self, folder: pathlib.Path, about: Mapping[str, Any]):
+    def __init__(self, folder: pathlib.Path):
         import tensorboardX  # which takes seconds where PyTorch is installed
 
-        del about
         self._writer = tensorboardX.SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, scalars: Mapping[str, float], step: int) -> None:
@@ -169,6 +166,10 @@ class _MLflow:
 
     def close(self) -> None:
         self._client.set_terminated(self._run)
+
+
+# By the names of their libraries, and of the extras that these are.
+_EXTRAS: Mapping[str, Callable[..., Sink]] = {"wandb": _WeightsAndBiases, "mlflow": _MLflow}
 
 
 def _run_name(folder: pathlib.Path) -> str:
