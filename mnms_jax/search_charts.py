@@ -63,8 +63,11 @@ def comparison_chart(histories: Sequence[History]) -> Chart:
                 steps = [r.trial + 1 for r in records]
                 series.append(Series(history.name, steps, best_so_far(records), "steps"))
         title = task if len(rewards) == 1 else f"{task}: {reward}"
+        if len(series) == 1:  # of which there is no legend
+            title += f" ({series[0].name})"
+        label = f"best {reward}" if len(rewards) == 1 else "best reward"
         if series or len(rewards) == 1:
-            panels.append(Plot(title, "trials", f"best {reward}", series))
+            panels.append(Plot(title, "trials", label, series))
     note = "Best reward on validation so far. One search each: seeds alone make such curves differ."
     if len(rewards) > 1:
         note += " Different rewards can't be compared, and have panels of their own."
