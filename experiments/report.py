@@ -6,8 +6,8 @@ Variants:
   --workdir=runs/leave_one_out       curves and tables of a leave-one-out comparison
   --workdir=runs/first,runs/second   several searches on shared axes
 It writes WORKDIR/report/report.html, which needs no network, and a PNG and a CSV of each chart
-beside it; several searches are compared in comparison/ of the first one. A search that is still
-going on may be looked at too.
+beside it; several searches are compared in comparison/ of the first one. What is still going on
+may be looked at too; a search with --live_report keeps its page up to date by itself.
 """
 
 import pathlib

@@ -21,6 +21,7 @@ class Trials(NamedTuple):
     method_names: tuple[str, ...]
     seeds: tuple[int, ...]
     rewards: np.ndarray  # float64 [T, M, S, N], maximised; NaN: failed
+    reward: str = "reward"  # what they are, a formula as in `parse_reward`
 
 
 class Result(NamedTuple):

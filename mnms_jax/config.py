@@ -10,6 +10,9 @@ from mnms_jax.types import EMBEDDINGS, LEARNERS, TRAINED, UserError, WarmStart
 # Embeddings that a search makes use of when it is asked to.
 BUILT_IN_EMBEDDINGS = ("minilm", "subwords")
 
+# Whom a search tells of its rounds when it is asked to, beside rounds.jsonl.
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+
 
 def _option(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
     return dataclasses.field(default=default, metadata={"help": help_text, "choices": choices})
@@ -65,6 +68,12 @@ class Config:
     )
     save_controller: bool = _option(True, "Save the controller for transfer in WORKDIR/controller.")
     compare_random: bool = _option(True, "Run random search too, at the same number of trials.")
+    track: tuple[str, ...] = _option(
+        ("tensorboard",), f"Whom to tell of every round: {', '.join(TRACKERS)}; several, or none."
+    )
+    live_report: bool = _option(
+        False, "Keep WORKDIR/report/report.html up to date while the search runs."
+    )
     embeddings: tuple[str, ...] = _option(
         (),
         "More choices of embeddings: minilm, the words and pieces of words of all-MiniLM-L6-v2; "
@@ -107,8 +116,8 @@ class Config:
         """Checks what the flags' types can't.
 
         Raises:
-          UserError: no or repeated tasks, a number out of range, an unknown choice, a reward that
-            can't be, or an embedding that is not name=path.
+          UserError: no or repeated tasks, a number out of range, an unknown choice, a reward or
+            tracker that can't be, or an embedding that is not name=path.
         """
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise UserError(f"--tasks={','.join(self.tasks)}: name at least one task, each once")
@@ -145,6 +154,12 @@ class Config:
             )
         if self.ray_address and self.executor != "ray":
             raise UserError(f"--ray_address={self.ray_address}: this goes with --executor=ray")
+        self._check_lists()
+
+    def _check_lists(self) -> None:
+        for entry in self.track:
+            if entry not in TRACKERS or self.track.count(entry) > 1:
+                raise UserError(f"--track={entry}: must be of {', '.join(TRACKERS)}, each once")
         for entry in self.embeddings:
             name, separator, path = entry.partition("=")
             if entry not in BUILT_IN_EMBEDDINGS and not (name and separator and path):
@@ -167,7 +182,12 @@ class Config:
 class TransferConfig(Config):
     """A search on new tasks that starts from a controller trained on others."""
 
-    from_: str = _option("", "Folder of the search, or of the controller, to start from.")
+    from_: str = _option(
+        "",
+        "Folder of the search, or of the controller, to start from; or optuna:URL, trials of the "
+        "studies in a database, as optuna:sqlite:///trials.db, optuna:URL#NAME of those called "
+        "NAME or NAME/....",
+    )
     embedding: str = _option(
         "mean",
         "Embedding of a new task: the mean of the sources'; random, as published; a mixture of the "
@@ -265,6 +285,8 @@ RESUMABLE = (
     "time_limit",
     "save_controller",
     "compare_random",
+    "track",
+    "live_report",
     "num_workers",
     "executor",
     "ray_address",

@@ -8,7 +8,7 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -26,6 +26,7 @@ from mnms_jax.devices import exchange, from_first
 from mnms_jax.executor import Executor, open_executor
 from mnms_jax.export import Child, save_child
 from mnms_jax.learner import make_learner, make_null_learner
+from mnms_jax.optuna_bridge import PREFIX, load_studies
 from mnms_jax.report import (
     Finalists,
     Specialization,
@@ -40,6 +41,7 @@ from mnms_jax.reward_model import make_ranker
 from mnms_jax.run import Budget, RoundSetup, run_rounds
 from mnms_jax.saved_controller import SavedController, save_controller
 from mnms_jax.search import Search, SearchState, make_search
+from mnms_jax.sinks import TrackedChild, require_sinks, write_hyperparameters
 from mnms_jax.sources import digest, load_sources, similarities, to_save
 from mnms_jax.store import TrialRecord, Workdir, open_workdir, write_json
 from mnms_jax.tasks.reference import fit_reference
@@ -56,8 +58,11 @@ _SAME_DATA = 0.01
 def _load_sources(config: Config, bench: Bench) -> SavedController | None:
     if not isinstance(config, TransferConfig):
         return None
-    path = pathlib.Path(config.from_).expanduser()
-    sources = load_sources(path, bench.family.space, config.new_names)
+    path, space, renamed = config.from_, bench.family.space, config.new_names
+    if path.startswith(PREFIX):
+        sources = load_studies(path.removeprefix(PREFIX), space, renamed, config.reward)
+    else:
+        sources = load_sources(pathlib.Path(path).expanduser(), space, renamed)
     if sources.reward != config.reward:
         raise UserError(
             f"--reward={config.reward}: what {path} learned was rewarded with {sources.reward!r}, "
@@ -148,28 +153,42 @@ def run_experiment(config: Config) -> dict:
             raise UserError("--from: name the folder of a search or controller to start from")
         if config.learner == "random":
             raise UserError("--learner=random: random search has nothing to transfer")
+    require_sinks(config.track)
+    path = pathlib.Path(config.workdir).expanduser()
     with contextlib.ExitStack() as stack:
+        refresh = stack.enter_context(_live_report(config, path))
         # With Ray, this process only trains the best children again, one at a time as workers do.
         alone = dataclasses.replace(config, num_workers=1) if config.executor == "ray" else config
         bench = make_bench(alone)
         sources = _load_sources(config, bench)
-        path = pathlib.Path(config.workdir).expanduser()
         workdir = stack.enter_context(_open(path, config, bench, sources))
         compare = config.compare_random and config.learner != "random"
         limit = (config.time_limit or float("inf")) / (2 if compare else 1)
         executor = stack.enter_context(open_executor(config, bench))
-        policy, state = _search(config, bench, executor, workdir, limit, sources)
+        policy, state = _search(config, bench, executor, workdir, limit, sources, refresh=refresh)
         records, random_records = workdir.log.records, None
         if compare:
             fewest = min(sum(r.task == task.name for r in records) for task in bench.tasks)
             rival = dataclasses.replace(config, learner="random", num_trials=max(fewest, 1))
             random_workdir = stack.enter_context(_open(path / "random", rival, bench))
-            _search(rival, bench, executor, random_workdir, limit)
+            _search(rival, bench, executor, random_workdir, limit, refresh=refresh)
             random_records = random_workdir.log.records
         conclude = functools.partial(
             _conclude, config, bench, path, policy, state, records, random_records, sources
         )
         return json.loads(from_first(lambda: json.dumps(conclude()).encode()))
+
+
+@contextlib.contextmanager
+def _live_report(config: Config, path: pathlib.Path) -> Iterator[Callable[[], None] | None]:
+    """Gives what draws the report after a round, in the first process and when asked to."""
+    if not config.live_report or jax.process_index() > 0:
+        yield None
+        return
+    from mnms_jax.live_report import LiveReport  # late, as few need it
+
+    with LiveReport(path) as report:
+        yield report.refresh
 
 
 @contextlib.contextmanager
@@ -234,6 +253,7 @@ def _search(
     workdir: Workdir,
     limit: float,
     sources: SavedController | None = None,
+    refresh: Callable[[], None] | None = None,
 ) -> tuple[Policy, SearchState]:
     policy, search = make_search_from(config, bench, sources)
     setup = RoundSetup(
@@ -247,7 +267,9 @@ def _search(
     )
     state = search.init(jax.random.key(config.seed))
     console = rich.console.Console(stderr=True, quiet=jax.process_index() > 0)
-    with Tracker(workdir.path, console) as tracker:
+    sinks = config.track if jax.process_index() == 0 else ()
+    about = dataclasses.asdict(config)
+    with Tracker(workdir.path, console, sinks=sinks, about=about, refresh=refresh) as tracker:
         return policy, run_rounds(setup, state, workdir, tracker, config.learner)
 
 
@@ -293,8 +315,20 @@ def _conclude(
         save_controller(path / "controller", saved)
     summary = summary_json(summaries, specialization, config.reward)
     write_json(path / "summary.json", summary)
+    if "tensorboard" in config.track:
+        write_hyperparameters(path / "tensorboard" / "best", _tracked(summaries))
     _print(config, path, summaries, specialization)
     return summary
+
+
+def _tracked(summaries: Sequence[TaskSummary]) -> Iterator[TrackedChild]:
+    """Yields each task's best children with what they were rewarded on validation and test."""
+    for summary in summaries:
+        found = summary.finalists
+        for record, test in zip(found.records, found.test_rewards, strict=True):
+            rewards = {"validation": record.reward, "test": test}
+            known = {split: value for split, value in rewards.items() if value is not None}
+            yield TrackedChild(summary.task, record.trial, record.decisions, known)
 
 
 def _test(

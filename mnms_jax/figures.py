@@ -62,7 +62,8 @@ def comparison_sections(comparison: Comparison) -> dict[str, str]:
     sections: dict[str, str] = {}
     for title, header, rows in (_overview(comparison), _paired(comparison)):
         note = "" if sections else render_note(_describe(comparison))
-        sections[title.capitalize()] = note + render_table(header, rows)
+        if rows:
+            sections[title.capitalize()] = note + render_table(header, rows)
     details = []
     for title, kind, flat in (
         ("Means", Mean, comparison.means),
@@ -87,7 +88,7 @@ def _curves(comparison: Comparison) -> Chart:
             mean, low, high = mean_interval(own)
             band = (low, high) if len(own) > 1 else ((), ())
             series.append(Series(name, steps, mean, "line", *band))
-        label = "regret" if level is None else "best reward"
+        label = "regret" if level is None else f"best {trials.reward}"
         ticks = [step for step in (1, 2, 5, *TRIAL_COUNTS) if step <= len(steps)]
         panels.append(Plot(title, "trials", label, series, level, ticks))
     note = "Bands are 95 % intervals over seeds; the dotted line is random search's threshold."
@@ -115,9 +116,10 @@ def _saved(comparison: Comparison) -> Chart:
 
 def _describe(comparison: Comparison) -> str:
     trials = comparison.trials
+    what = "" if trials.reward == "reward" else f" Rewards are {trials.reward}, on validation."
     return (
         f"{len(trials.task_names)} tasks, each held out in turn; {len(trials.seeds)} seeds; "
-        f"{trials.rewards.shape[-1]} trials a search. Regret is (top - best so far) / (top - "
+        f"{trials.rewards.shape[-1]} trials a search.{what} Regret is (top - best so far) / (top - "
         "median of random trials), where top is the best reward that anybody saw on the task. "
         "Intervals are 95 % Student intervals over seeds; those over all tasks are of the mean "
         "over tasks. Trials are counted to two thresholds: the expected best of so many random "

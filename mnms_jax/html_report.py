@@ -32,7 +32,7 @@ from mnms_jax.search_charts import (
     rounds_chart,
     seconds_chart,
 )
-from mnms_jax.store import TrialRecord, read_json
+from mnms_jax.store import TrialRecord, read_json, writable, write_whole
 from mnms_jax.types import UserError
 
 Sections = Mapping[str, str | Chart]  # HTML or a chart, by title
@@ -58,31 +58,64 @@ def write_report(
         raise UserError("--workdir: name at least one folder, each once")
     plotly = require_plotly()
     require_matplotlib()
-    title, sections = _sections(workdirs)
+    title, note, sections = _sections(workdirs)
     folder = output or workdirs[0] / ("comparison" if len(workdirs) > 1 else "report")
-    folder.mkdir(parents=True, exist_ok=True)
-    contents = {
-        name: _write_chart(folder, content) if isinstance(content, Chart) else content
-        for name, content in sections.items()
-    }
-    page = folder / "report.html"
-    page.write_text(render_page(title, contents, [plotly]), encoding="utf-8")
+    with writable("--output", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        contents = {
+            name: _write_chart(folder, content) if isinstance(content, Chart) else content
+            for name, content in sections.items()
+        }
+        page = folder / "report.html"
+        write_whole(page, render_page(title, contents, [plotly], note=note))
     return page
 
 
-def _sections(workdirs: Sequence[pathlib.Path]) -> tuple[str, Sections]:
-    """Returns the title of the page and what stands on it."""
+def write_live_page(workdir: pathlib.Path, note: str, reload_seconds: float) -> pathlib.Path:
+    """Writes the report.html of a search that is going on, and no other files.
+
+    It lacks the decisions' importance, which takes longer than all else.
+
+    Args:
+      workdir: of the search.
+      note: plain text under the title.
+      reload_seconds: after which the page reloads itself; 0: never.
+
+    Raises:
+      UserError: plotly isn't installed, or see `read_history`.
+      OSError: it can't be written.
+    """
+    plotly, history = require_plotly(), read_history(workdir)
+    contents = {
+        name: render_chart(content) if isinstance(content, Chart) else content
+        for name, content in _search(history, ranks_decisions=False).items()
+    }
+    page = workdir / "report" / "report.html"
+    page.parent.mkdir(exist_ok=True)
+    title = _title(history)
+    write_whole(
+        page, render_page(title, contents, [plotly], note=note, reload_seconds=reload_seconds)
+    )
+    return page
+
+
+def _sections(workdirs: Sequence[pathlib.Path]) -> tuple[str, str, Sections]:
+    """Returns the title of the page, a note under it, and what stands on it."""
     first = workdirs[0]
     if len(workdirs) > 1:
         histories = _named_apart([read_history(path) for path in workdirs])
-        return "Comparison of searches", _compared(histories)
-    if (first / "leave_one_out.csv").exists():
-        comparison = read_comparison(first)
+        return "Comparison of searches", "", _compared(histories)
+    if {"methods", "seeds"} <= read_json(first / "config.json").keys():
+        comparison, note = read_comparison(first)
         charts = {chart.title: chart for chart in comparison_charts(comparison)}
         title = f"Leave one task out: {first.resolve().name}"
-        return title, {**charts, **comparison_sections(comparison)}
+        return title, note, {**charts, **comparison_sections(comparison)}
     history = read_history(first)
-    return f"Search: {history.name}", _search(history)
+    return _title(history), "", _search(history)
+
+
+def _title(history: History) -> str:
+    return f"Search: {history.name}"
 
 
 def _write_chart(folder: pathlib.Path, chart: Chart) -> str:
@@ -92,10 +125,11 @@ def _write_chart(folder: pathlib.Path, chart: Chart) -> str:
     return render_chart(chart)
 
 
-def _search(history: History) -> Sections:
+def _search(history: History, *, ranks_decisions: bool = True) -> Sections:
     choices = known_choices(history)
     records = [*history.records, *history.random_records]
-    found = {task: decision_importance(of_task(records, task), choices) for task in history.tasks}
+    ranked = history.tasks if ranks_decisions else ()
+    found = {task: decision_importance(of_task(records, task), choices) for task in ranked}
     importance = {task: row for task, row in found.items() if row is not None}
     frequencies = controller_frequencies(history)
     rewards = reward_chart(history)
@@ -117,11 +151,11 @@ def _search(history: History) -> Sections:
 
 def _compared(histories: Sequence[History]) -> Sections:
     chart = comparison_chart(histories)
-    paths = [[history.name, str(history.path)] for history in histories]
+    searches = [[history.name, history.reward, str(history.path)] for history in histories]
     return {
         "Results": _results(histories),
         chart.title: chart,
-        "Searches": render_table(["search", "folder"], paths),
+        "Searches": render_table(["search", "reward", "folder"], searches),
     }
 
 
@@ -137,18 +171,21 @@ def _named_apart(histories: Sequence[History]) -> list[History]:
 def _results(histories: Sequence[History]) -> str:
     """Returns the best child of each task and search, against random search and reference."""
     several = len(histories) > 1
-    header = [*["search"] * several, "task", "searched by", "trials"]
+    rewards = list(dict.fromkeys(history.reward for history in histories))
+    mixed = len(rewards) > 1
+    header = [*["search"] * several, *["reward"] * mixed, "task", "searched by", "trials"]
     header += ["best, validation", "its test", "top 10, validation", "top 10, test"]
     rows = []
     for history in histories:
+        own = [*[history.name] * several, *[history.reward] * mixed]
         for task in history.tasks:
             summary = history.summary.get(task, {})
             ways = [(history.label, history.records, summary.get("finalists"))]
             if history.random_records:
                 ways.append(("random", history.random_records, summary.get("random")))
             for label, records, finalists in ways:
-                name = [*[history.name] * several, task, f"{label} search"]
-                rows.append([*name, *_figures(of_task(records, task), task, finalists)])
+                figures = _figures(of_task(records, task), task, finalists)
+                rows.append([*own, task, f"{label} search", *figures])
             if reference := summary.get("reference"):
                 values = [
                     show_number(reference["validation"]),
@@ -156,11 +193,10 @@ def _results(histories: Sequence[History]) -> str:
                     "",
                     "",
                 ]
-                rows.append([*[history.name] * several, task, reference["name"], "", *values])
+                rows.append([*own, task, reference["name"], "", *values])
     note = (
-        f"{', '.join(dict.fromkeys(history.reward for history in histories))}. The best child is "
-        "chosen by validation, and so its reward there is optimistic; those on test are known once "
-        "a search has ended. Click a column to sort."
+        f"{', '.join(rewards)}. The best child is chosen by validation, and so its reward there is "
+        "optimistic; those on test are known once a search has ended. Click a column to sort."
     )
     return render_note(note) + render_table(header, rows)
 

@@ -6,7 +6,7 @@ together.
 """
 
 import dataclasses
-import json
+import itertools
 import pathlib
 import sys
 from collections.abc import Generator, Mapping, Sequence
@@ -44,7 +44,7 @@ from mnms_jax.lockstep import (
 from mnms_jax.methods import Method
 from mnms_jax.sources import similarities
 from mnms_jax.space import nearest
-from mnms_jax.store import TrialLog, claim_folder
+from mnms_jax.store import TrialLog, claim_folder, read_config
 from mnms_jax.tabular import TableBenchmark, draw_reward
 from mnms_jax.tasks.traits import task_traits
 from mnms_jax.training.fit import Request
@@ -180,18 +180,57 @@ def table_objective(benchmark: TableBenchmark) -> Objective:
     return objective
 
 
-def read_comparison(workdir: pathlib.Path) -> Comparison:
-    """Returns what the logs of a comparison say, as far as it has come.
+def read_comparison(workdir: pathlib.Path) -> tuple[Comparison, str]:
+    """Returns what the logs of a comparison say as far as it has come, and how far that is.
+
+    Of a comparison that is still going on, the seeds that are done are compared; before the first
+    one is, the trials that all searches have which have begun.
+
+    Returns:
+      The comparison; and what there is of it, nothing where it is over.
 
     Raises:
-      UserError: a log is damaged, or all trials of a task failed or are still to come.
+      UserError: a log is damaged, all trials of a task failed, or are still to come.
     """
-    config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-    folders = [workdir / f"seed_{seed}" for seed in config["seeds"]]
-    return _compare(
-        config,
-        [{m: TrialLog(path / m / "trials.jsonl") for m in config["methods"]} for path in folders],
+    config = read_config(workdir)
+    logs = [
+        {m: TrialLog(workdir / f"seed_{seed}" / m / "trials.jsonl") for m in config["methods"]}
+        for seed in config["seeds"]
+    ]
+    done = np.array([[_trials_done(log, config) for log in seed.values()] for seed in logs])
+    whole = done.min(axis=1) == config["num_trials"]
+    seeds = whole if whole.any() else done.max(axis=1) > 0
+    methods = done[seeds].min(axis=0, initial=config["num_trials"]) > 0
+    if not (seeds.any() and methods[config["methods"].index("random")]):
+        raise UserError(
+            f"--workdir {workdir}: this comparison has just begun; there is something to show once "
+            "each task has a trial"
+        )
+    num_trials = int(done[seeds][:, methods].min())
+    names = [*itertools.compress(config["methods"], methods)]
+    shown = {
+        **config,
+        "seeds": [*itertools.compress(config["seeds"], seeds)],
+        "methods": names,
+        "num_trials": num_trials,
+        "contenders": [name for name in config.get("contenders", ()) if name in names],
+    }
+    note = (
+        f"This comparison isn't over. What is shown: {seeds.sum()} of {len(seeds)} seeds, "
+        f"{len(names)} of {len(methods)} methods ({', '.join(names)}), {num_trials} of "
+        f"{config['num_trials']} trials."
     )
+    comparison = _compare(shown, [*itertools.compress(logs, seeds)])
+    return comparison, "" if whole.all() else note
+
+
+def _trials_done(log: TrialLog, config: Mapping[str, Any]) -> int:
+    """Returns of how many trials, the first ones, a log has the results on all tasks."""
+    done = {(record.task, record.trial) for record in log.records}
+    for trial in range(config["num_trials"]):
+        if any((task, trial) not in done for task in config["tasks"]):
+            return trial
+    return config["num_trials"]
 
 
 def _compare(config: Mapping[str, Any], logs: Sequence[Mapping[str, TrialLog]]) -> Comparison:
@@ -201,9 +240,10 @@ def _compare(config: Mapping[str, Any], logs: Sequence[Mapping[str, TrialLog]]) 
     for s, by_method in enumerate(logs):
         for m, method in enumerate(methods):
             for record in by_method[method].records:
-                if record.reward is not None:
+                if record.reward is not None and record.trial < config["num_trials"]:
                     rewards[tasks.index(record.task), m, s, record.trial] = record.reward
-    trials = Trials(tasks, methods, tuple(config["seeds"]), rewards)
+    reward = config.get("reward", "reward")  # which tables and older ones don't say
+    trials = Trials(tasks, methods, tuple(config["seeds"]), rewards, reward)
     threshold_trials = config.get("threshold_trials", 200)
     return compare(trials, config.get("contenders", ()), threshold_trials=threshold_trials)
 

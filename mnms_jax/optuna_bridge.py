@@ -1,17 +1,27 @@
-"""Trials of a search as Optuna studies, for its dashboard and its analyses."""
+"""Trials of a search as Optuna studies, and trials of studies as what a search starts from."""
 
 import datetime
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
+import jax
+from absl import logging
+
 from mnms_jax.config import DESCRIPTIVE, RESUMABLE
+from mnms_jax.controller import make_policy
 from mnms_jax.methods import import_optuna
+from mnms_jax.reward import ACCURACY, LARGEST
+from mnms_jax.saved_controller import SavedController
 from mnms_jax.space import SearchSpace
 from mnms_jax.store import TrialLog, TrialRecord, read_config
-from mnms_jax.types import UserError
+from mnms_jax.transfer import make_bank
+from mnms_jax.types import Choice, TaskTraits, UserError
 
 _SEARCH = "mnms_search"  # the study's attribute that says which search it has
+PREFIX = "optuna:"  # of sources that are studies
+_UNKNOWN = TaskTraits(1, 1, 1.0, 1.0, ())  # of a task of which there are trials alone
 
 
 def add_to_optuna(path: pathlib.Path, storage: Any, name: str = "") -> dict[str, int]:
@@ -105,3 +115,128 @@ def _to_trial(optuna: Any, space: SearchSpace, record: TrialRecord, end: Any) ->
     trial.datetime_complete = end
     trial.datetime_start = end - datetime.timedelta(seconds=record.seconds)
     return trial
+
+
+def load_studies(
+    source: str, space: SearchSpace, renamed: Mapping[str, str], reward: str
+) -> SavedController:
+    """Returns studies as sources: their trials, and a controller that has learned nothing yet.
+
+    Parameters are decisions of the same name, and their values choices. A decision that no trial of
+    a study has is taken to have been its first choice. Trials with other values, unfinished and
+    pruned ones, and our own repeats don't count; how many do is logged. Values that were minimised
+    change their sign. Nothing is read but a database, and nothing of it is executed.
+
+    Args:
+      source: URL of a database as Optuna takes it, e.g. "sqlite:///trials.db"; with #NAME after it,
+        the studies NAME and NAME/... alone.
+      space: the search space.
+      renamed: new names by old ones, see `match_spaces`.
+      reward: formula of the search's rewards; what studies have that don't say it.
+
+    Raises:
+      UserError: Optuna isn't installed or can't read it, there is no such study, none of their
+        trials fits, or the studies have different rewards.
+    """
+    optuna = import_optuna(f"--from={PREFIX}... needs it")
+    found = _read_studies(optuna, *source.partition("#")[::2])
+    pairs = [(study, _fitting_trials(space, study, renamed)) for study in found]
+    studies = [study for study, own in pairs if own]
+    if not studies:
+        raise UserError(
+            f"--from={PREFIX}{source}: no trial has a design of this search space; --renamed says "
+            "what its parameters and values are called here"
+        )
+    rewards = {_reward_of(study, reward) for study in studies}
+    if len(rewards) > 1:
+        raise UserError(
+            f"--from={PREFIX}{source}: its studies have different rewards "
+            f"({', '.join(sorted(rewards))}); name some of them, as in {PREFIX}{source}#NAME"
+        )
+    names = tuple(f"{PREFIX}{study.study_name}" for study in studies)
+    params = make_policy(space, len(names)).init(jax.random.key(0))
+    traits = (_UNKNOWN,) * len(names)
+    bank = make_bank(space, [own for _, own in pairs if own])
+    return SavedController(names, space, params, bank, traits, rewards.pop())
+
+
+def _read_studies(optuna: Any, url: str, name: str) -> list[Any]:
+    """Returns the studies of a name, those with one value to optimise, by their names."""
+    file = url.removeprefix("sqlite:///").partition("?")[0]
+    if url.startswith("sqlite:///") and not pathlib.Path(file).is_file():  # else it would be made
+        raise UserError(f"--from={PREFIX}{url}: there is no file {file}")
+    try:
+        storage = optuna.storages.RDBStorage(url, skip_table_creation=True)
+        names = sorted(optuna.get_all_study_names(storage))
+        wanted = [n for n in names if not name or n == name or n.startswith(f"{name}/")]
+        studies = [optuna.load_study(study_name=n, storage=storage) for n in wanted]
+    except Exception as error:  # what storages raise has no common class
+        line = str(error).strip().partition("\n")[0]
+        raise UserError(f"--from={PREFIX}{url}: Optuna can't read it: {line}") from error
+    found = [study for study in studies if len(study.directions) == 1]
+    if not found:
+        known = f"it has {', '.join(names)}" if names else "it has none"
+        raise UserError(f"--from={PREFIX}{url}: no study with one value {name}; {known}")
+    return found
+
+
+def _fitting_trials(
+    space: SearchSpace, study: Any, renamed: Mapping[str, str]
+) -> list[tuple[dict[str, Choice], float | None]]:
+    """Returns the designs of a study's trials with their rewards, None where they failed."""
+    trials = study.get_trials(deepcopy=False)
+    finished = [
+        trial
+        for trial in trials
+        if trial.state.name in ("COMPLETE", "FAIL") and trial.user_attrs.get("program") != "log"
+    ]
+    params = {renamed.get(name, name) for trial in finished for name in trial.params}
+    missing = {d.name: d.choices[0] for d in space.decisions if d.name not in params}
+    found = []
+    for trial in finished:
+        design = _design(space, trial.params, renamed)
+        try:
+            space.encode(missing | design)
+        except UserError:
+            continue
+        if design:
+            found.append((missing | design, _reward(study, trial)))
+    logging.info(
+        "study %r: %d of %d trials can be learned from; decisions that it lacks, taken to have "
+        "been their first choice: %s; parameters that are no decisions: %s",
+        study.study_name,
+        len(found),
+        len(trials),
+        ", ".join(missing) or "none",
+        ", ".join(sorted(params - {*space.names})) or "none",
+    )
+    return found
+
+
+def _reward(study: Any, trial: Any) -> float | None:
+    value = trial.value if trial.state.name == "COMPLETE" else None
+    if value is None or not abs(value) <= LARGEST:
+        return None
+    return -value if study.direction.name == "MINIMIZE" else value
+
+
+def _design(
+    space: SearchSpace, params: Mapping[str, Any], renamed: Mapping[str, str]
+) -> dict[str, Choice]:
+    """Returns the decisions among a trial's parameters, by their names and values of today."""
+    found = {}
+    for name, value in params.items():
+        now = renamed.get(name, name)
+        if now in space.names:
+            choices = space.decisions[space.names.index(now)].choices
+            called = renamed.get(f"{name}:{value}")
+            found[now] = next((c for c in choices if str(c) == called), value)
+    return found
+
+
+def _reward_of(study: Any, reward: str) -> str:
+    """Returns the formula of a study's rewards, which those that we wrote say."""
+    try:
+        return json.loads(study.user_attrs[_SEARCH]).get("reward", ACCURACY)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return reward

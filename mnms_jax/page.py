@@ -8,6 +8,7 @@ import html
 import importlib
 import json
 import pathlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -51,13 +52,23 @@ def require_plotly() -> str:
         raise UserError("the report needs plotly: pip install 'mnms_jax[report]'") from None
 
 
-def render_page(title: str, sections: Mapping[str, str], scripts: Sequence[str] = ()) -> str:
+def render_page(
+    title: str,
+    sections: Mapping[str, str],
+    scripts: Sequence[str] = (),
+    *,
+    note: str = "",
+    reload_seconds: float = 0.0,
+) -> str:
     """Returns a page.
 
     Args:
       title: plain text.
       sections: HTML by title, which is plain text.
       scripts: what charts need: `require_plotly()`, or nothing where there are none.
+      note: plain text under the title.
+      reload_seconds: after which a page with scripts reloads itself; it waits longer the longer ago
+        it was made, as nobody may be left who makes a newer one. 0: never.
     """
     links = " ".join(
         f'<a href="#s{i}">{html.escape(name)}</a>' for i, name in enumerate(sections, 1)
@@ -68,6 +79,7 @@ def render_page(title: str, sections: Mapping[str, str], scripts: Sequence[str] 
     )
     sources = [*scripts, (_FILES / "page.js").read_text(encoding="utf-8")] if scripts else []
     code = "\n".join(f"<script>{source}</script>" for source in sources)
+    times = f' data-reload="{reload_seconds}" data-made="{time.time()}"' if reload_seconds else ""
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -75,7 +87,7 @@ def render_page(title: str, sections: Mapping[str, str], scripts: Sequence[str] 
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <title>{html.escape(title)}</title>
 <style>{(_FILES / "page.css").read_text(encoding="utf-8")}</style>
-</head><body><h1>{html.escape(title)}</h1><nav>{links}</nav>
+</head><body{times}><h1>{html.escape(title)}</h1>{render_note(note)}<nav>{links}</nav>
 {body}
 {code}
 </body></html>

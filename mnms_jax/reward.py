@@ -18,7 +18,7 @@ SIZES = ("params", "samples")
 
 _LONGEST = 300  # characters of a formula
 _DEEPEST = 30
-_LARGEST = 1e18  # of a reward: its square has to be a float32
+LARGEST = 1e18  # of a reward: its square has to be a float32
 _LEAST_PROBABILITY = float(np.finfo(np.float32).eps)
 
 _OPERATORS: Mapping[type, Callable[..., float]] = {
@@ -57,7 +57,7 @@ class Reward(NamedTuple):
             reason = f"{value:g} is no reward"
         except (ArithmeticError, ValueError) as error:
             value, reason = math.nan, str(error)
-        if abs(value) <= _LARGEST:
+        if abs(value) <= LARGEST:
             return value, None
         known = ", ".join(f"{name} {numbers[name]:g}" for name in self.names)
         return None, f"{self.formula} with {known}: {reason}"

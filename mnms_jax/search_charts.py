@@ -1,5 +1,6 @@
 """The charts of searches, from what is in their folders."""
 
+import itertools
 import textwrap
 from collections.abc import Sequence
 
@@ -50,18 +51,26 @@ def reward_chart(history: History) -> Chart:
 
 
 def comparison_chart(histories: Sequence[History]) -> Chart:
-    """Returns the best so far of several searches, a panel a task."""
+    """Returns the best so far of several searches, a panel a task and kind of reward."""
     tasks = dict.fromkeys(task for history in histories for task in history.tasks)
+    rewards = dict.fromkeys(history.reward for history in histories)
     panels = []
-    for task in tasks:
+    for task, reward in itertools.product(tasks, rewards):
         series = []
         for history in histories:
             records = of_task(history.records, task)
-            if any(r.reward is not None for r in records):
+            if history.reward == reward and any(r.reward is not None for r in records):
                 steps = [r.trial + 1 for r in records]
                 series.append(Series(history.name, steps, best_so_far(records), "steps"))
-        panels.append(Plot(task, "trials", "best reward", series))
+        title = task if len(rewards) == 1 else f"{task}: {reward}"
+        if len(series) == 1:  # of which there is no legend
+            title += f" ({series[0].name})"
+        label = f"best {reward}" if len(rewards) == 1 else "best reward"
+        if series or len(rewards) == 1:
+            panels.append(Plot(title, "trials", label, series))
     note = "Best reward on validation so far. One search each: seeds alone make such curves differ."
+    if len(rewards) > 1:
+        note += " Different rewards can't be compared, and have panels of their own."
     return Chart("runs", "Best so far", note, panels)
 
 

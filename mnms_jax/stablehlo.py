@@ -9,7 +9,7 @@ import numpy as np
 
 from mnms_jax.children.text import TextBatch
 from mnms_jax.export import Child, ImageChild, TextChild, probabilities
-from mnms_jax.store import replaced_folder, write_json
+from mnms_jax.store import replaced_folder, writable, write_json
 from mnms_jax.training.program import EVALUATION_BATCH_SIZE, predict
 from mnms_jax.types import Array, UserError
 
@@ -30,7 +30,7 @@ def export_stablehlo(path: pathlib.Path, child: Child) -> None:
 
     Raises:
       UserError: flatbuffers, by which programs are written, isn't installed, or what is read back
-        gives other probabilities than the child; or the path is a file's.
+        gives other probabilities than the child; or the path is a file's, or can't be written.
     """
     from jax import export  # late, as few need it
 
@@ -50,7 +50,7 @@ def export_stablehlo(path: pathlib.Path, child: Child) -> None:
             "programs are written by flatbuffers: pip install 'mnms_jax[stablehlo]'"
         ) from error
     description, encoder = _describe(child, shapes)
-    with replaced_folder(path) as new:
+    with writable("--output", path), replaced_folder(path) as new:
         (new / _PROGRAM).write_bytes(content)
         write_json(new / "child.json", description)
         np.savez(new / "encoder.npz", **encoder)

@@ -277,11 +277,9 @@ def claim_folder(
     Raises:
       UserError: another process has it open, it belongs to another search, or it can't be written.
     """
-    try:
+    with writable("--workdir", path):
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"--workdir {path} can't be written: {error.strerror}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -291,6 +289,15 @@ def claim_folder(
             ) from None
         _check_config(path / "config.json", config, resumable)
         yield
+
+
+@contextmanager
+def writable(flag: str, path: pathlib.Path) -> Iterator[None]:
+    """Turns what the system has against writing to a path into a UserError that names its flag."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{flag} {path} can't be written: {error.strerror}") from error
 
 
 @contextmanager
@@ -306,19 +313,20 @@ def replaced_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def write_json(path: pathlib.Path, data: Any) -> None:
     """Writes a JSON file whole or not at all."""
+    write_whole(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all, in place of the one that was there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-# What searches that are older than a flag did.
-_BEFORE = {"reward": "accuracy", "max_train_examples": 0, "rounds_in_flight": 1}
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -350,6 +358,10 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     if not config:
         raise UserError(f"--workdir {path} holds no search: it has no config.json")
     return config
+
+
+# What searches that are older than a flag did.
+_BEFORE = {"reward": "accuracy", "max_train_examples": 0, "rounds_in_flight": 1}
 
 
 def _check_config(path: pathlib.Path, config: Mapping[str, Any], resumable: Sequence[str]) -> None:

@@ -1,17 +1,19 @@
-"""What a running search shows: a table on a terminal, a line a round elsewhere, TensorBoard."""
+"""What a running search shows: a table on a terminal, or a line a round; and whom it tells."""
 
 import concurrent.futures
 import json
 import math
 import pathlib
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import rich.console
 import rich.live
 import rich.table
+from absl import logging
+
+from mnms_jax.sinks import Sink, open_sink
 
 
 class Progress(NamedTuple):
@@ -33,20 +35,39 @@ class Progress(NamedTuple):
 class Tracker:
     """Shows a search's progress, and writes it into its folder; a context manager.
 
-    Every round's scalars are written twice: for TensorBoard, and as a line of rounds.jsonl, which
-    needs no library to be read. A round that is done again after a crash has another line.
+    Every round's scalars are a line of rounds.jsonl, which needs no library to be read, and are
+    told to the sinks. A round that is done again after a crash has another line. A sink that fails
+    is told of once, and nothing any more.
+
+    Args:
+      path: the search's folder.
+      console: where the progress is shown.
+      sinks: names of those to tell, see `open_sink`.
+      about: what is said of the search, flags by name.
+      refresh: called after every round.
+
+    Raises:
+      UserError: see `open_sink`.
     """
 
-    def __init__(self, path: pathlib.Path, console: rich.console.Console | None = None):
-        import tensorboardX  # which takes seconds where PyTorch is installed
-
+    def __init__(
+        self,
+        path: pathlib.Path,
+        console: rich.console.Console | None = None,
+        *,
+        sinks: Sequence[str] = ("tensorboard",),
+        about: Mapping[str, Any] | None = None,
+        refresh: Callable[[], None] | None = None,
+    ):
         self._console = console or rich.console.Console(stderr=True)
-        # Signals interrupt the main thread alone: interrupted, the writer would never close.
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "mnms-tensorboard")
-        folder = str(path / "tensorboard")
-        self._writer = self._thread.submit(tensorboardX.SummaryWriter, folder).result()
+        # Signals interrupt the main thread alone: interrupted, a writer would never close.
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "mnms-tracking")
+        self._sinks = {
+            name: self._thread.submit(open_sink, name, path, about or {}).result() for name in sinks
+        }
         self._rounds = path / "rounds.jsonl"
         self._live = rich.live.Live(console=self._console) if self._console.is_terminal else None
+        self._refresh = refresh
 
     def __enter__(self) -> "Tracker":
         if self._live:
@@ -61,7 +82,8 @@ class Tracker:
     ) -> None:
         if self._live:
             self._live.stop()
-        self._thread.submit(self._writer.close).result()
+        for name in [*self._sinks]:
+            self._thread.submit(self._tell, name, lambda sink: sink.close()).result()
         self._thread.shutdown()
 
     def show(self, progress: Progress) -> None:
@@ -80,14 +102,22 @@ class Tracker:
             "time/programs": progress.num_programs,
         }
         self._thread.submit(self._write, scalars, progress.round).result()
+        if self._refresh:
+            self._refresh()
 
     def _write(self, scalars: Mapping[str, float], step: int) -> None:
         known = {name: value for name, value in scalars.items() if math.isfinite(value)}
         with self._rounds.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"round": step, **known}, ensure_ascii=False) + "\n")
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step, time.time())
-        self._writer.flush()
+        for name in [*self._sinks]:
+            self._tell(name, lambda sink: sink.write(scalars, step))
+
+    def _tell(self, name: str, call: Callable[[Sink], None]) -> None:
+        try:
+            call(self._sinks[name])
+        except Exception as error:  # a server that is gone, and what else libraries may raise
+            del self._sinks[name]
+            logging.warning("%s isn't told any more (%s); the search goes on", name, error)
 
 
 def _as_line(progress: Progress) -> str:

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Multitask search in ten minutes
+# # Multitask search
 #
 # One controller designs models for two tasks at once. It makes one decision after another (which
 # embedding, how many layers, which optimiser, how long to train), each design is trained and rewarded
@@ -18,8 +18,8 @@ if importlib.util.find_spec("mnms_jax") is None:  # e.g. on Colab
     subprocess.run(command, check=True)
 
 # %% [markdown]
-# What to search on, and for how long. The defaults take about eight minutes on two CPU cores; a minute
-# of them fetches the texts and the word vectors into `~/.cache/mnms_jax`.
+# What to search on, and for how long. The texts and the word vectors are fetched once, into
+# `~/.cache/mnms_jax`.
 
 # %% tags=["parameters"]
 TASKS = ["vader_movie", "vader_amazon"]

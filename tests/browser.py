@@ -80,6 +80,10 @@ class Browser:
         # Any address but the file's own can't be reached.
         self.send("Network.setBlockedURLs", urls=["http://*", "https://*", "ws://*", "wss://*"])
         self.send("Page.navigate", url=path.absolute().as_uri())
+        self.wait_for_load()
+
+    def wait_for_load(self):
+        """Waits until a page is there, the one that was opened or one that loads itself."""
         while self._receive().get("method") != "Page.loadEventFired":
             pass
 

@@ -65,14 +65,20 @@ def real(tmp_path_factory):
     """A search on two small tasks, and what the command says."""
     workdir = tmp_path_factory.mktemp("real") / "search"
     flags = ("--num_trials=3", "--round_size=2", "--noreward_model", "--nocompare_random")
+    flags += ("--live_report", "--track=")
     done = run(*command("multitask", "--tasks=iris,wine", f"--workdir={workdir}", *flags))
     assert done.returncode == 0, done.stderr
+    page = workdir / "report" / "report.html"
+    assert f"{page} is drawn from the first round on" in done.stderr
+    assert "<td>gradient boosting</td>" in page.read_text()
+    page.unlink()
     return workdir, run(*command("report", f"--workdir={workdir}"))
 
 
 def test_the_command_reports_a_real_search(real):
     workdir, done = real
     assert done.returncode == 0, done.stderr
+    assert not (workdir / "tensorboard").exists() and (workdir / "rounds.jsonl").exists()
     assert done.stdout == f"written to {workdir}/report/report.html\n"
     page = (workdir / "report" / "report.html").read_text()
     for task, found in json.loads((workdir / "summary.json").read_text())["tasks"].items():
@@ -181,6 +187,21 @@ def test_several_searches_are_compared(tmp_path):
     assert write_report([first], tmp_path / "other") == tmp_path / "other" / "report.html"
 
 
+def test_searches_of_different_rewards_share_no_axis(tmp_path):
+    paths = [write_search(tmp_path / name, tasks=("t",), num_trials=7) for name in ("a", "b", "c")]
+    for path, reward in zip(paths, ("accuracy", "auroc", "auroc"), strict=True):
+        (path / "config.json").write_text(json.dumps({"tasks": ["t"], "reward": reward}))
+    page = write_report(paths, tmp_path / "out")
+    found = {tuple(row[:2]) for row in rows_of(page.parent / "runs.csv")[1:]}
+    assert found == {("t: accuracy (a)", "a"), ("t: auroc", "b"), ("t: auroc", "c")}
+    text = page.read_text()
+    assert "<td>b</td><td>auroc</td><td>t</td>" in text and "Different rewards" in text
+    alike = write_report(paths[1:], tmp_path / "alike")
+    assert {row[0] for row in rows_of(alike.parent / "runs.csv")[1:]} == {"t"}
+    text = alike.read_text()
+    assert "Different rewards" not in text and '"best auroc"' in text
+
+
 def test_a_search_that_has_just_begun_can_be_looked_at(tmp_path):
     path = write_search(tmp_path / "run", num_trials=0)
     assert "No child has been trained" in write_report([path]).read_text()
@@ -195,8 +216,11 @@ def test_mistakes_are_told_in_one_line(tmp_path, monkeypatch):
         write_report([inside.parent])
     with pytest.raises(UserError, match="each once"):
         write_report([inside, inside])
+    output = inside / "trials.jsonl" / "report"
+    with pytest.raises(UserError, match=rf"^--output {output} can't be written: Not a directory"):
+        write_report([inside], output)
     (inside / "summary.json").write_text("{")
-    with pytest.raises(UserError, match=r"summary\.json is no JSON file"):
+    with pytest.raises(UserError, match=r"summary\.json is no JSON file of a search"):
         write_report([inside])
     for module, what in (("matplotlib", "figures need"), ("plotly.offline", "the report needs")):
         with monkeypatch.context() as patch:

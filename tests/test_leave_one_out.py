@@ -1,6 +1,7 @@
 """The whole comparison on toy rewards: what is shared, what is kept apart, and what is written."""
 
 import csv
+import html
 import importlib
 import json
 import pathlib
@@ -18,7 +19,12 @@ from mnms_jax.bench import make_bench
 from mnms_jax.config import Config
 from mnms_jax.figures import write_page
 from mnms_jax.html_report import write_report
-from mnms_jax.leave_one_out import run_leave_one_out, run_text_leave_one_out, table_objective
+from mnms_jax.leave_one_out import (
+    read_comparison,
+    run_leave_one_out,
+    run_text_leave_one_out,
+    table_objective,
+)
 from mnms_jax.lockstep import LeaveOneOutSetup, leave_out
 from mnms_jax.methods import Method, make_methods
 from mnms_jax.sources import bank_of_records
@@ -329,5 +335,43 @@ def test_the_report_shows_the_same_comparison(finished, tmp_path):
     best = finished[2].best[TASKS.index("one"), 2].mean(axis=0)
     assert [float(row[4]) for row in rows] == pytest.approx(best.tolist())
     assert all(float(low) <= float(mean) <= float(high) for *_, mean, low, high in rows)
+    assert "What is shown" not in text
     config = json.loads((finished[0] / "config.json").read_text())
     assert config["contenders"] == ["transfer"] and config["threshold_trials"] == 200
+
+
+@pytest.mark.parametrize(
+    ("most", "seeds", "methods", "trials"),
+    [(20, 1, "(random, cold)", 4), (47, 1, "cold, transfer, portfolio", 4), (110, 1, "", 11)],
+)
+def test_the_report_of_one_that_is_going_on_shows_what_there_is(
+    tmp_path, finished, most, seeds, methods, trials
+):
+    workdir = tmp_path / "w"
+    with pytest.raises(KilledError):
+        run_leave_one_out(
+            make_setup(Toy(most)), workdir, contenders=["transfer"], identity={"reward": "a*b"}
+        )
+    comparison, note = read_comparison(workdir)
+    shown = f"{seeds} of 2 seeds, "
+    assert shown in note and f"{trials} of 11 trials" in note and methods in note
+    own = comparison.trials
+    assert own.rewards.shape == (3, len(own.method_names), seeds, trials)
+    whole = finished[2].trials
+    for m, method in enumerate(own.method_names):
+        expected = whole.rewards[:, whole.method_names.index(method), :seeds, :trials]
+        np.testing.assert_array_equal(own.rewards[:, m], expected)
+    text = write_report([workdir], tmp_path / "out").read_text()
+    assert (
+        html.escape(note) in text
+        and "Rewards are a*b, on validation" in text
+        and '"best a*b"' in text
+    )
+    assert ("Regret saved" in text) == ("transfer" in own.method_names)
+
+
+def test_one_that_has_just_begun_says_so(tmp_path):
+    with pytest.raises(KilledError):
+        run_leave_one_out(make_setup(Toy(0)), tmp_path, contenders=[])
+    with pytest.raises(UserError, match="has just begun; there is something to show once"):
+        write_report([tmp_path])

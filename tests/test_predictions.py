@@ -227,6 +227,15 @@ def test_stablehlo_gives_the_same_probabilities(searched, records, tmp_path):
         np.testing.assert_allclose(program.call(arrays), expected, atol=1e-5)
 
 
+def test_where_a_program_can_not_be_written_is_said(searched, tmp_path):
+    child, file = mnms_jax.load_child(find_child(searched)), tmp_path / "file"
+    file.touch()
+    with pytest.raises(UserError, match="is a file; name a folder for the program"):
+        export_stablehlo(file, child)
+    with pytest.raises(UserError, match=rf"^--output {file}/out can't be written: Not a directory"):
+        export_stablehlo(file / "out", child)
+
+
 def test_a_program_that_gives_something_else_is_not_kept(records, tmp_path, monkeypatch):
     child = mnms_jax.load_child(find_child(records))
     wrong = lambda child, batch: np.zeros((len(batch), 3))  # noqa: E731

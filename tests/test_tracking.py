@@ -7,6 +7,7 @@ import time
 import pytest
 import rich.console
 
+from mnms_jax import tracking
 from mnms_jax.tracking import Progress, Tracker
 
 PROGRESS = Progress("ppo", 1, 2, 8, 2.0, 0.1, 3, {"a": 0.5}, {"a": 0.75}, {"loss": 0.25}, 4.0)
@@ -25,7 +26,8 @@ def test_a_signal_in_the_middle_of_a_write_leaves_a_writer_that_closes(tmp_path,
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         with pytest.raises(TerminatedError), Tracker(tmp_path, console) as tracker:
-            add_scalar, written = tracker._writer.add_scalar, []
+            writer, written = tracker._sinks["tensorboard"]._writer, []
+            add_scalar = writer.add_scalar
 
             def slow(name, *arguments):
                 if not written:
@@ -34,7 +36,7 @@ def test_a_signal_in_the_middle_of_a_write_leaves_a_writer_that_closes(tmp_path,
                 add_scalar(name, *arguments)
                 written.append(name)
 
-            monkeypatch.setattr(tracker._writer, "add_scalar", slow)
+            monkeypatch.setattr(writer, "add_scalar", slow)
             tracker.show(PROGRESS)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -54,3 +56,38 @@ def test_numbers_that_json_does_not_know_are_left_out(tmp_path):
     (row,) = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
     assert "learner/loss" not in row and row["learner/entropy"] == 1.5
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+class Broken:
+    """A sink whose server is gone."""
+
+    def write(self, scalars, step):
+        raise ConnectionError("nobody listens")
+
+    def close(self):
+        raise AssertionError("it was told of")
+
+
+def test_a_sink_that_fails_is_told_of_once_and_the_others_go_on(tmp_path, monkeypatch, caplog):
+    opened, calls = [], []
+
+    def open_sink(name, path, about):
+        opened.append((name, path, about))
+        return Broken()
+
+    monkeypatch.setattr(tracking, "open_sink", open_sink)
+    console = rich.console.Console(file=io.StringIO())
+    with caplog.at_level("WARNING", "absl"):
+        with Tracker(
+            tmp_path,
+            console,
+            sinks=("wandb", "mlflow"),
+            about={"seed": 3},
+            refresh=lambda: calls.append(1),
+        ) as tracker:
+            tracker.show(PROGRESS)
+            tracker.show(PROGRESS._replace(round=2))
+    assert opened == [(name, tmp_path, {"seed": 3}) for name in ("wandb", "mlflow")]
+    assert [record.args[0] for record in caplog.records] == ["wandb", "mlflow"]
+    assert "nobody listens" in caplog.text and calls == [1, 1]
+    assert (tmp_path / "rounds.jsonl").read_text().count("\n") == 2

@@ -55,6 +55,20 @@ def test_what_it_learned_can_be_a_source_again(finished):
     assert [traits.num_classes for traits in saved.traits] == [2, 2]
 
 
+def test_studies_of_optuna_are_sources_too(pretrained, data_dir, tmp_path):
+    storage = f"sqlite:///{tmp_path / 'trials.db'}"
+    done = run(*command("to_optuna", f"--workdir={pretrained}", f"--storage={storage}"))
+    assert done.stdout == "pretrained/sst2: 6 new trials\n", done.stderr
+    flags = (*flags_of(pretrained, data_dir, tmp_path / "w"), f"--from=optuna:{storage}")
+    done = run(*command("transfer", *flags, "--num_trials=2"))
+    assert done.returncode == 0, done.stderr
+    assert "study 'pretrained/sst2': 6 of 6 trials can be learned from" in done.stderr
+    assert "sources believed: " in done.stderr
+    saved = mnms_jax.load_controller(tmp_path / "w" / "controller")
+    assert saved.task_names == ("optuna:pretrained/sst2", "imdb")
+    assert saved.trials.size.tolist() == [6, 2]
+
+
 def test_another_task_of_the_same_name_does_not_go_on(pretrained, data_dir, tmp_path):
     other = tmp_path / "other"
     write_sst2(other, num_rows=30)

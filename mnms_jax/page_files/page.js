@@ -1,5 +1,6 @@
 "use strict";
-// Charts follow the light or dark colours of the page; columns of tables sort when clicked.
+// Charts follow the light or dark colours of the page; columns of tables sort when clicked; the
+// page of a running search reloads itself.
 
 const charts = [];
 const points = matchMedia("(hover: hover)").matches; // else fingers that drag want to scroll
@@ -74,3 +75,9 @@ document.querySelectorAll("figure.chart").forEach(drawChart);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   for (const figure of charts) Plotly.relayout(figure, { template: template() });
 });
+
+const { reload, made } = document.body.dataset; // seconds; nothing where all is over
+if (reload) {
+  const age = Date.now() / 1000 - made;
+  setTimeout(() => location.reload(), 1000 * Math.max(reload, age / 2));
+}
