@@ -3,6 +3,7 @@
 import datetime
 import json
 import pathlib
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
@@ -162,6 +163,11 @@ def load_studies(
 
 def _read_studies(optuna: Any, url: str, name: str) -> list[Any]:
     """Returns the studies of a name, those with one value to optimise, by their names."""
+    if urllib.parse.urlsplit(url).password:
+        raise UserError(
+            f"--from={PREFIX}...: its password would stand in config.json; leave it out, and give "
+            "it as the database's own clients take it, e.g. in ~/.pgpass"
+        )
     file = url.removeprefix("sqlite:///").partition("?")[0]
     if url.startswith("sqlite:///") and not pathlib.Path(file).is_file():  # else it would be made
         raise UserError(f"--from={PREFIX}{url}: there is no file {file}")

@@ -107,6 +107,9 @@ def test_mistakes_are_told_in_one_line(tmp_path, storage):
     for url in ("nonsense://", "redis://localhost", str(tmp_path)):
         with pytest.raises(UserError, match=f"--from=optuna:{url}: Optuna can't read it"):
             load_studies(url, SPACE, {}, "accuracy")
+    with pytest.raises(UserError, match="its password would stand") as caught:
+        load_studies("postgresql://me:hunter2@host/trials", SPACE, {}, "accuracy")
+    assert "hunter2" not in str(caught.value)
     (tmp_path / "text.db").write_text("no database")
     with pytest.raises(UserError, match="Optuna can't read it"):
         load_studies(f"sqlite:///{tmp_path / 'text.db'}", SPACE, {}, "accuracy")
