@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import itertools
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -77,6 +78,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
+                env=os.environ | {"PYTHONHASHSEED": "0"},  # SMAC's designs depend on it
             )
 
     def start(self, problem: Mapping[str, Any]) -> int:

@@ -52,6 +52,7 @@ def _match(ask: Callable[[], tuple[Design, Any]], tell: Callable[[Any, float], A
 def smac(problem: Problem) -> Tuner:
     """Returns SMAC3 as its facade for hyperparameters has it: random forests."""
     import ConfigSpace
+    import joblib
     from smac import HyperparameterOptimizationFacade, Scenario
     from smac.runhistory.dataclasses import TrialValue
 
@@ -76,7 +77,9 @@ def smac(problem: Problem) -> Tuner:
     )
 
     def ask() -> tuple[Design, Any]:
-        trial = optimizer.ask()
+        # A pool of threads for every few predictions waits for twice the time that it computes.
+        with joblib.parallel_config("sequential"):
+            trial = optimizer.ask()
         return [int(trial.config[name]) for name in problem.sizes], trial
 
     return _match(ask, lambda trial, reward: optimizer.tell(trial, TrialValue(cost=-reward)))

@@ -2,13 +2,14 @@ import contextlib
 import io
 import json
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 from toy import SPACE
 
-from benchmarks import peer_methods, peer_worker
+from benchmarks import peer_methods, peer_results, peer_worker
 from mnms_jax.methods import Sources
 from mnms_jax.replay import init_replay
 from mnms_jax.transfer import make_bank
@@ -91,8 +92,9 @@ def test_versions_are_of_those_that_are_compared():
 def peer(monkeypatch, tmp_path):
     """A method whose process answers with the same designs again and again."""
     script = """
-import json, sys
+import json, os, sys
 log = open(sys.argv[1], "w")
+assert os.environ["PYTHONHASHSEED"] == "0"  # or designs would differ when a run is resumed
 for line in sys.stdin:
     request = json.loads(line)
     print(line, end="", file=log, flush=True)
@@ -130,3 +132,23 @@ def test_a_process_that_ended_is_told_with_its_log(monkeypatch, tmp_path):
         with pytest.raises(UserError, match=f"the process of nothing has ended, see {tmp_path}"):
             worker.start({})
     assert "KeyError: 'nothing'" in (tmp_path / "log").read_text()
+
+
+def test_tasks_that_defaults_were_chosen_on_are_left_out_of_the_untuned(monkeypatch):
+    tables = {"a": ("cora", "arxiv"), "b": ("phoneme",), "c": ("naval_propulsion",)}
+    monkeypatch.setattr(
+        peer_results.mnms, "load_table", lambda name: types.SimpleNamespace(task_names=tables[name])
+    )
+    regrets = {  # [1 method, 2 seeds, T, 10 trials]
+        name: np.broadcast_to(np.reshape(values, (1, 2, -1, 1)), (1, 2, len(values[0]), 10))
+        for name, values in {"a": [[9, 1], [9, 3]], "b": [[9], [9]], "c": [[3], [5]]}.items()
+    }
+    rows = peer_results.summarise(["cold"], regrets)
+    means = {(row["benchmark"], row["task"]): row["regret"] for row in rows}
+    assert len(means) == len(rows) == 8
+    assert means["a", "mean over tasks"] == 5.5
+    assert means["a", "arxiv"] == 2
+    assert means["untuned", "mean over tasks"] == 3
+    (untuned,) = (row for row in rows if row["benchmark"] == "untuned")
+    assert untuned["low"] == pytest.approx(3 - 12.706, abs=1e-3)  # of 2 and 4, one degree
+    assert (untuned["method"], untuned["trials"]) == ("cold", 10)
