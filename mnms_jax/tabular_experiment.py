@@ -52,7 +52,8 @@ def run_tabular(
     Args:
       benchmark: the table.
       methods: M names, see `make_strategy`.
-      task_names: the G tasks to search on; by default the table's last three.
+      task_names: the G tasks to search on; by default the table's last three, or all but the first
+        of fewer than four.
       source_names: source tasks; by default all that aren't searched on.
       num_seeds: S, searches of each method.
       seed: of all that is random.
@@ -68,9 +69,12 @@ def run_tabular(
       UserError: an unknown task or method, one twice, or a method that lacks sources.
     """
     names = benchmark.task_names
-    targets = tuple(task_names) or names[-_NUM_TARGETS:]
+    # One at least is a source, if there are two.
+    targets = tuple(task_names) or names[-max(1, min(_NUM_TARGETS, len(names) - 1)) :]
     sources = tuple(source_names) or tuple(name for name in names if name not in targets)
     _check(names, (*targets, *sources))
+    if csv is not None:
+        _check_writable(csv)
     setup = TableSetup(
         benchmark.space,
         tuple(map(names.index, sources)),
@@ -101,6 +105,14 @@ def _check(names: Sequence[str], chosen: Sequence[str]) -> None:
             raise UserError(f"task {name!r} isn't in the table{nearest(name, names)}")
     if len(set(chosen)) < len(chosen):
         raise UserError(f"tasks {', '.join(chosen)}: name each once, as a task or as a source")
+
+
+def _check_writable(path: pathlib.Path) -> None:
+    """Says before anything is played that a file can't be written."""
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise UserError(f"--csv={path} can't be written: {error.strerror}") from error
 
 
 def _rows(
