@@ -129,7 +129,9 @@ def test_without_rows_the_columns_are_checked_too(records, tmp_path, ending):
 
     def write(names):
         if ending == ".parquet":
-            pa.parquet.write_table(pa.table({name: pa.array([], float) for name in names}), path)
+            pa.parquet.write_table(
+                pa.table({name: pa.array([], pa.float64()) for name in names}), path
+            )
         else:
             path.write_text(("\t" if ending == ".tsv" else ",").join(names) + "\n")
 
