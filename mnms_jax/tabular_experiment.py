@@ -16,6 +16,7 @@ from absl import logging
 from mnms_jax.comparison import ALL_TASKS, mean_interval, trial_counts, write_csv
 from mnms_jax.simulate import play_seeds, regret
 from mnms_jax.space import nearest
+from mnms_jax.store import writable
 from mnms_jax.strategies import TableSetup, make_strategy
 from mnms_jax.tabular import TableBenchmark
 from mnms_jax.types import UserError
@@ -74,7 +75,8 @@ def run_tabular(
     sources = tuple(source_names) or tuple(name for name in names if name not in targets)
     _check(names, (*targets, *sources))
     if csv is not None:
-        _check_writable(csv)
+        with writable("--csv", csv):  # before anything is played
+            csv.open("a").close()
     setup = TableSetup(
         benchmark.space,
         tuple(map(names.index, sources)),
@@ -105,14 +107,6 @@ def _check(names: Sequence[str], chosen: Sequence[str]) -> None:
             raise UserError(f"task {name!r} isn't in the table{nearest(name, names)}")
     if len(set(chosen)) < len(chosen):
         raise UserError(f"tasks {', '.join(chosen)}: name each once, as a task or as a source")
-
-
-def _check_writable(path: pathlib.Path) -> None:
-    """Says before anything is played that a file can't be written."""
-    try:
-        path.open("a").close()
-    except OSError as error:
-        raise UserError(f"--csv={path} can't be written: {error.strerror}") from error
 
 
 def _rows(

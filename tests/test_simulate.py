@@ -147,7 +147,7 @@ def test_mistakes(methods, changes, message):
 
 def test_a_file_that_cannot_be_written_is_told_before_anything_is_played(tmp_path):
     with mock.patch("mnms_jax.tabular_experiment.play_seeds") as played:
-        with pytest.raises(UserError, match=r"--csv=.* can't be written: No such file"):
+        with pytest.raises(UserError, match=r"--csv .* can't be written: No such file"):
             run_tabular(BENCHMARK, ["random"], csv=tmp_path / "no" / "regrets.csv")
     played.assert_not_called()
 
