@@ -281,8 +281,11 @@ def main() -> None:
     """Compares all tasks of a search, prints a table, and writes human.csv into its folder."""
     workdir = pathlib.Path(_SEARCHED.value)
     summary = json.loads((workdir / "summary.json").read_text())
+    config = json.loads((workdir / "config.json").read_text())
+    entries = _ENTRIES.value or config.get("entries", list(summary["tasks"]))
     rows: list[Row] = []
-    for task in mnms.load_tasks(_ENTRIES.value or list(summary["tasks"])):
+    # Rivals have as many examples to learn from as the search had.
+    for task in mnms.load_tasks(entries, None, config.get("max_train_examples") or None):
         if task.kind not in RIVALS:
             raise mnms.UserError(f"task {task.name!r} is of {task.kind}s: nothing to compare with")
         rows += compare(task, workdir / "best" / task.name)

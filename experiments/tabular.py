@@ -19,7 +19,9 @@ from absl import flags
 import mnms_jax as mnms
 
 _TABLE = flags.DEFINE_string("table", "hpobench_mlp", "A table's name, or a file of columns.")
-_TASKS = flags.DEFINE_list("tasks", [], "Tasks to search on; by default the last three.")
+_TASKS = flags.DEFINE_list(
+    "tasks", [], "Tasks to search on; by default the last three, or all but one."
+)
 _PRETRAIN = flags.DEFINE_list("pretrain", [], "Source tasks; by default all others.")
 _METHODS = flags.DEFINE_list(
     "methods",

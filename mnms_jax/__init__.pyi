@@ -1,6 +1,7 @@
 """The public surface: one import a name. `__init__.py` follows these when a name is first used."""
 
 from .advantage import rank_advantage, relative_advantage, standardized_advantage
+from .children.cells import make_cell_family
 from .children.image import make_image_family
 from .children.layers import make_child_model
 from .children.mlp import make_record_family
@@ -122,6 +123,7 @@ __all__ = [
     "load_tasks",
     "load_word_vectors",
     "make_bank",
+    "make_cell_family",
     "make_child_data",
     "make_child_model",
     "make_evolution",

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from absl import logging
 
-from mnms_jax.children import image, mlp, text
+from mnms_jax.children import cells, image, mlp, text
 from mnms_jax.config import Config
 from mnms_jax.export import Child, ImageChild, RecordChild, TextChild
 from mnms_jax.space import SearchSpace
@@ -66,6 +66,8 @@ def make_bench(config: Config, tasks: Sequence[Task] | None = None) -> Bench:
                 f"task {first.name!r} is of {first.kind}s and {task.name!r} of {task.kind}s: they "
                 "have no search space in common; search them one by one"
             )
+    if config.space == "cells" and first.kind != "image":
+        raise UserError(f"--space=cells: {first.kind}s have no cells; take cpu or full")
     if first.kind == "text":
         return _text_bench(config, tasks)
     if config.embeddings:
@@ -134,12 +136,13 @@ def _load_vectors(config: Config, tasks: Sequence[Task]) -> dict[str, WordVector
 
 
 def _image_bench(config: Config, tasks: Sequence[Task]) -> Bench:
-    family = image.make_image_family(config.space)
-    inputs = ImageInputs(tasks, image.PRESETS[config.space])
+    in_cells = config.space == "cells"
+    family = cells.make_cell_family() if in_cells else image.make_image_family(config.space)
+    inputs = ImageInputs(tasks, image.PRESETS["cpu" if in_cells else config.space])
 
     def make_child(task_id: int, design: Mapping[str, Choice], variables: Params) -> Child:
         spec, task = family.make_spec(design), tasks[task_id]
-        assert isinstance(spec.architecture, image.ImageArchitecture)
+        assert isinstance(spec.architecture, image.ImageArchitecture | cells.CellArchitecture)
         return ImageChild(
             task.name,
             task.class_names,

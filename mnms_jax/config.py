@@ -35,7 +35,9 @@ class Config:
     round_size: int = _option(
         16, "Children trained between two updates of the controller, all tasks together."
     )
-    space: str = _option("cpu", "Search space.", ("cpu", "full"))
+    space: str = _option(
+        "cpu", "Search space; cells is one of images alone.", ("cpu", "full", "cells")
+    )
     learner: str = _option("ppo", "How the controller learns.", (*LEARNERS, "random"))
     advantage: str = _option(
         "rank",

@@ -4,6 +4,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mnms_jax.children.cells import KINDS, CellArchitecture, cell_choices, stack_of_cells
 from mnms_jax.types import Choice
 
 _WIDTH, _HEIGHT, _GAP = 196, 46, 20  # pixels of a box, and between boxes
@@ -22,6 +23,7 @@ class Drawing(NamedTuple):
 
     towers: Sequence[Sequence[Box]]
     end: Box
+    insets: Sequence[Sequence[Box]] = ()  # columns beside the towers: what their parts are made of
 
 
 def outline(child: Mapping[str, Any]) -> Drawing:
@@ -43,9 +45,11 @@ def outline(child: Mapping[str, Any]) -> Drawing:
             towers.append([start, Box("linear", "directly")])
         return Drawing(towers, Box("softmax" if len(towers) == 1 else "sum, softmax", classes))
     if kind == "image":
-        side = child["side"]
-        tower = [Box(f"{side} x {side} pixels"), *_blocks(known), *dense, Box("linear")]
-        return Drawing([tower], Box("softmax", classes))
+        side, in_cells = child["side"], "cells" in architecture
+        parts = _cells(CellArchitecture(**architecture)) if in_cells else _blocks(known)
+        tower = [Box(f"{side} x {side} pixels"), *parts, *dense, Box("linear")]
+        insets = [_inside(known, kind) for kind in KINDS] if in_cells else []
+        return Drawing([tower], Box("softmax", classes), insets)
     words = Box("hashed n-grams" if architecture["hashed"] else "words", _cleaning(known))
     trained = "trained" if architecture["trained"] else "frozen"
     table = Box(str(known["embedding"]), f"{architecture['rows']} rows, {trained}")
@@ -58,10 +62,10 @@ def draw(drawing: Drawing) -> str:
     """Returns the drawing as an SVG element; its texts are escaped."""
     rows = max(map(len, drawing.towers))
     step = _HEIGHT + _GAP
-    width = len(drawing.towers) * (_WIDTH + _GAP) - _GAP
+    width = (len(drawing.towers) + len(drawing.insets)) * (_WIDTH + _GAP) - _GAP
     bottom = rows * step
     parts = []
-    middle = width / 2
+    middle = (len(drawing.towers) * (_WIDTH + _GAP) - _GAP) / 2
     for column, tower in enumerate(drawing.towers):
         left = column * (_WIDTH + _GAP)
         centre = left + _WIDTH / 2
@@ -74,7 +78,9 @@ def draw(drawing: Drawing) -> str:
                 turn = bottom - _GAP / 2
                 parts.append(f'<path d="M{centre} {below - _GAP}V{turn}H{middle}V{bottom}"/>')
     parts.append(_box(drawing.end, middle - _WIDTH / 2, bottom))
-    height = bottom + _HEIGHT
+    for column, inset in enumerate(drawing.insets, len(drawing.towers)):
+        parts += [_box(box, column * (_WIDTH + _GAP), i * step) for i, box in enumerate(inset)]
+    height = max(bottom, *(step * (len(inset) - 1) for inset in drawing.insets), 0) + _HEIGHT
     title = "architecture, from the inputs at the top to the classes"
     return (
         f'<svg class="drawing" role="img" aria-label="{title}" width="{width + 2}" '
@@ -117,6 +123,29 @@ def _blocks(known: Mapping[str, Choice]) -> list[Box]:
         for block in range(int(known["blocks"]))
     ]
     return [*boxes, Box("flatten" if known["readout"] == "flat" else "mean over positions")]
+
+
+def _cells(architecture: CellArchitecture) -> list[Box]:
+    """Returns the stack of an image child of cells."""
+    boxes = [
+        Box(f"{KINDS[kind]} cell", f"{filters} filters")
+        for kind, filters in stack_of_cells(architecture)
+    ]
+    return [
+        Box("conv 3 x 3", f"{architecture.filters} filters"),
+        *boxes,
+        Box("mean over positions"),
+    ]
+
+
+def _inside(known: Mapping[str, Choice], kind: str) -> list[Box]:
+    """Returns what is within a kind of cell: its blocks, each the sum of two operations."""
+    choices = (cell_choices(known, kind, what) for what in ("operation", "input"))
+    blocks = [
+        Box(f"block{number} = {' + '.join(operations)}", f"of {' and '.join(inputs)}")
+        for number, (operations, inputs) in enumerate(zip(*choices, strict=True))
+    ]
+    return [Box(f"within a {kind} cell", "what none takes goes on"), *blocks]
 
 
 def _pooling(architecture: Mapping[str, Any], known: Mapping[str, Choice]) -> Box:

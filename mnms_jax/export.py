@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnms_jax.artifact import load_artifact, save_artifact
+from mnms_jax.children.cells import CellArchitecture, CellHyperparameters, make_cell_model
 from mnms_jax.children.image import (
     ImageArchitecture,
     ImageHyperparameters,
@@ -46,6 +47,7 @@ from mnms_jax.types import AnyArray, Array, ChildModel, Choice, Params, UserErro
 ApplyFn: TypeAlias = Callable[[Params, Any], Array]
 
 _predict = jax.jit(predict, static_argnums=0)
+_INDICES = ("normalization", "inputs", "operations")  # hyperparameters, among others floats
 
 
 class TextChild(NamedTuple):
@@ -95,8 +97,8 @@ class ImageChild(NamedTuple):
     task: str
     class_names: tuple[str, ...]
     decisions: dict[str, Choice]
-    architecture: ImageArchitecture
-    hyperparameters: ImageHyperparameters
+    architecture: ImageArchitecture | CellArchitecture
+    hyperparameters: ImageHyperparameters | CellHyperparameters
     side: int  # pixels that images are brought to, see `resize`
     channels: int
     statistics: PixelStatistics
@@ -105,7 +107,9 @@ class ImageChild(NamedTuple):
     @property
     def model(self) -> ChildModel:
         num_outputs = self.variables["params"]["network"]["bias"].size
-        return make_image_model(self.architecture, num_outputs)
+        in_cells = isinstance(self.architecture, CellArchitecture)
+        make_model = make_cell_model if in_cells else make_image_model
+        return make_model(self.architecture, num_outputs)
 
     @property
     def constants(self) -> PixelStatistics:
@@ -278,16 +282,20 @@ def load_child(path: str | pathlib.Path) -> Child:
     data, arrays = load_artifact(pathlib.Path(path), "child")
     architecture: dict[str, Any] = data["architecture"]
     hyperparameters: dict[str, Any] = {
-        name: np.asarray(value, np.int32 if name.endswith("normalization") else np.float32)
+        name: np.asarray(value, np.int32 if name.endswith(_INDICES) else np.float32)
         for name, value in data["hyperparameters"].items()
     }
     known = (data["task"], tuple(data["class_names"]), data["decisions"])
     kind = data.get("kind", "text")
     if kind == "image":
+        model: tuple[Any, Any] = (
+            (CellArchitecture(**architecture), CellHyperparameters(**hyperparameters))
+            if "cells" in architecture
+            else (ImageArchitecture(**architecture), ImageHyperparameters(**hyperparameters))
+        )
         return ImageChild(
             *known,
-            ImageArchitecture(**architecture),
-            ImageHyperparameters(**hyperparameters),
+            *model,
             data["side"],
             data["channels"],
             PixelStatistics(**arrays["statistics"]),

@@ -14,6 +14,7 @@ import numpy as np
 
 from mnms_jax.export import Child, ImageChild, TextChild, probabilities
 from mnms_jax.space import nearest
+from mnms_jax.store import UNFINISHED
 from mnms_jax.tasks.columns import SUFFIXES, SUFFIXES_LISTED, read_batches, read_lines, unusable
 from mnms_jax.tasks.files import read_texts
 from mnms_jax.tasks.images import read_idx
@@ -40,6 +41,8 @@ def find_child(path: pathlib.Path, task: str = "") -> pathlib.Path:
     if (path / "child.json").exists():
         return path
     known = sorted(child.parent.name for child in path.glob("best/*/child.json"))
+    if not known and (path / "config.json").exists():
+        raise UserError(f"--workdir {path}: {UNFINISHED}")
     if not known:
         raise UserError(f"--workdir {path} holds no best children: no search has ended there")
     if not task and len(known) > 1:

@@ -89,6 +89,11 @@ def _read_config(path: pathlib.Path, entries: Sequence[str]) -> tuple[Config, di
     stored = read_config(path)
     fields = {f.name: stored[f.name] for f in dataclasses.fields(Config) if f.name in stored}
     fields = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
+    if len(entries) not in (0, len(stored["tasks"])):
+        raise UserError(
+            f"--tasks={','.join(entries)}: name all tasks of the search, in their order: "
+            f"{','.join(stored['tasks'])}"
+        )
     tasks = tuple(entries or stored.get("entries", stored["tasks"]))
     return Config(**{**fields, "tasks": tasks}), stored["data"]
 

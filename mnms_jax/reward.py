@@ -77,7 +77,8 @@ def parse_reward(text: str) -> Reward:
     try:
         tree = ast.parse(text, mode="eval").body
     except SyntaxError as error:
-        raise UserError(f"reward {text!r}: {error.msg} at character {error.offset}") from None
+        place = f"character {error.offset}" if error.offset else "its end"
+        raise UserError(f"reward {text!r}: {error.msg} at {place}") from None
     try:
         names = _check(tree)
     except _WrongPartError as error:

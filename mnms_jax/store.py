@@ -348,6 +348,10 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
+# What to do about a folder of a search that lacks what is written at its end.
+UNFINISHED = "its search hasn't ended; run its command once more, which goes on where it stopped"
+
+
 def read_config(path: pathlib.Path) -> dict[str, Any]:
     """Returns the config.json of a search's folder.
 

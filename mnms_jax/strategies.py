@@ -153,7 +153,10 @@ def _after_pretraining(
       UserError: there are no sources.
     """
     if not setup.sources:
-        raise UserError(f"method {make_method(None).name!r} needs source tasks")
+        raise UserError(
+            f"method {make_method(None).name!r} needs source tasks; name fewer --tasks, or other "
+            "--methods"
+        )
     policy = make_policy(setup.space, len(setup.sources))
     pretraining = make_search(
         setup.space,

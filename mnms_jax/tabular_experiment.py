@@ -16,6 +16,7 @@ from absl import logging
 from mnms_jax.comparison import ALL_TASKS, mean_interval, trial_counts, write_csv
 from mnms_jax.simulate import play_seeds, regret
 from mnms_jax.space import nearest
+from mnms_jax.store import writable
 from mnms_jax.strategies import TableSetup, make_strategy
 from mnms_jax.tabular import TableBenchmark
 from mnms_jax.types import UserError
@@ -52,7 +53,8 @@ def run_tabular(
     Args:
       benchmark: the table.
       methods: M names, see `make_strategy`.
-      task_names: the G tasks to search on; by default the table's last three.
+      task_names: the G tasks to search on; by default the table's last three, or all but the first
+        of fewer than four.
       source_names: source tasks; by default all that aren't searched on.
       num_seeds: S, searches of each method.
       seed: of all that is random.
@@ -68,9 +70,13 @@ def run_tabular(
       UserError: an unknown task or method, one twice, or a method that lacks sources.
     """
     names = benchmark.task_names
-    targets = tuple(task_names) or names[-_NUM_TARGETS:]
+    # One at least is a source, if there are two.
+    targets = tuple(task_names) or names[-max(1, min(_NUM_TARGETS, len(names) - 1)) :]
     sources = tuple(source_names) or tuple(name for name in names if name not in targets)
     _check(names, (*targets, *sources))
+    if csv is not None:
+        with writable("--csv", csv):  # before anything is played
+            csv.open("a").close()
     setup = TableSetup(
         benchmark.space,
         tuple(map(names.index, sources)),

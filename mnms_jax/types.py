@@ -123,6 +123,7 @@ class ChildSpec(NamedTuple):
     optimizers: Mapping[str, OptimizerSettings]  # by top-level name of the parameters
     num_samples: int  # training examples seen, counted with repeats
     unpadded: Hashable = None  # the architecture that has no unused units; None: it is the same
+    unused: int = 0  # numbers among its parameters that the design has no use for
 
 
 class ChildModel(NamedTuple):

@@ -5,8 +5,8 @@ import pytest
 
 from mnms_jax.children.image import (
     PRESETS,
+    Convolution,
     PixelStatistics,
-    _Convolution,
     _pool,
     augment,
     make_image_family,
@@ -92,7 +92,7 @@ def mirror_and_shift(image, down, right, mirrored):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_the_convolution_is_one(key, size, stride):
     x = random_images(key, (2, 8, 6, 3))
-    module = _Convolution(4, size, stride)
+    module = Convolution(4, size, stride)
     variables = module.init(key, x, jnp.uint32(3))
     kernel = variables["params"]["kernel"].reshape(size, size, 3, 4)
     border = size // 2

@@ -289,6 +289,17 @@ IMAGE = {
         **{"normalization": "none", "hidden_dropout": 0.2},
     },
 }
+CELLS = {
+    **IMAGE,
+    "architecture": {"cells": 1, "filters": 8},
+    "decisions": {
+        f"{kind}{block}_{what}{side}": choice
+        for kind in ("normal", "reduction")
+        for block in range(3)
+        for what, choice in (("input", "last"), ("operation", "sep3"))
+        for side in (0, 1)
+    },
+}
 TEXT = {
     "class_names": ["a", "b"],
     "architecture": {
@@ -320,6 +331,19 @@ def test_each_kind_of_child_is_drawn():
     ]
     assert image.towers[0][4].detail == "tanh, no norm, drop 0.2"
     assert image.end == ("softmax", "3 classes")
+    in_cells = outline(CELLS)
+    assert [box.title for box in in_cells.towers[0]] == [
+        *("8 x 8 pixels", "conv 3 x 3", "normal cell", "reduction cell", "normal cell"),
+        *("reduction cell", "normal cell", "mean over positions", "linear"),
+    ]
+    assert [box.detail for box in in_cells.towers[0][2:5]] == [
+        *("8 filters", "16 filters", "16 filters"),
+    ]
+    assert [inset[0].title for inset in in_cells.insets] == [
+        *("within a normal cell", "within a reduction cell"),
+    ]
+    assert in_cells.insets[0][1] == ("block0 = sep3 + sep3", "of last and last")
+    assert draw(in_cells).count("<rect") == 9 + 1 + 2 * 4
     deep, wide = outline(TEXT).towers
     assert [box.title for box in deep] == ["words", NASTY, "mean, and max of conv 2+3", "linear"]
     assert deep[1].detail == "10 rows, frozen" and wide[0].detail == "32 hashed"

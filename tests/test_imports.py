@@ -14,16 +14,15 @@ ROOT = pathlib.Path(mnms_jax.__file__).parent
 # Arrows point up this list only.
 ORDER = """types space reward tabular controller replay advantage losses learner gaussian_process
 reward_model candidates search evolution transfer migrate children.ragged children.layers
-children.dense children.text children.image children.mlp training.optimizer devices simulate
-training.plan training.program training.judge training.pool training.executables training.fit
-training.ray_trainer tasks.splits tasks.text tasks.traits tasks.packaged tasks.pickles
-tasks.columns tasks.records tasks.files tasks.images tasks.table_files tasks.tables
-tasks.embeddings tasks.tfds_specs tasks.tfds_folders tasks.tfds tasks.inputs tasks.image_inputs
-tasks.record_inputs tasks.reference tasks.registry config store artifact export predictions
-stablehlo saved_controller bench executor sources sinks tracking report card methods optuna_bridge
-optuna_sampler strategies comparison tabular_experiment charts page figures run lockstep
-leave_one_out history analysis search_charts drawing html_report live_report experiment retrain
-schedule cli""".split()
+children.dense children.text children.image children.cells children.mlp training.optimizer devices
+simulate training.plan training.program training.judge training.pool training.executables
+training.fit training.ray_trainer tasks.splits tasks.text tasks.traits tasks.packaged tasks.pickles
+tasks.columns tasks.records tasks.files tasks.images tasks.table_files tasks.tables tasks.embeddings
+tasks.tfds_specs tasks.tfds_folders tasks.tfds tasks.inputs tasks.image_inputs tasks.record_inputs
+tasks.reference tasks.registry config store artifact export predictions stablehlo saved_controller
+bench executor sources sinks tracking report card methods optuna_bridge optuna_sampler strategies
+comparison tabular_experiment charts page figures run lockstep leave_one_out history analysis
+search_charts drawing html_report live_report experiment retrain schedule cli""".split()
 PURE = ORDER[: ORDER.index("training.program") + 1]
 IMPURE_LIBRARIES = {"absl", "tensorflow_datasets", "orbax", "tensorboardX", "rich", "pathlib", "os"}
 
@@ -122,10 +121,10 @@ Split TableBenchmark TableSetup Task TextInputs Trainer TrainerStats TransferCon
 UserError WarmStart add_to_optuna choice_frequencies config_from_flags define_flags draw_reward
 entropy_loss export_stablehlo find_child find_row fit_reward_model glove50 imitation_loss load_child
 load_controller load_table load_tasks load_word_vectors make_bank make_child_data make_child_model
-make_evolution make_image_family make_learner make_methods make_null_learner make_policy
-make_ppo_learner make_random_policy make_ranker make_record_family make_reinforce_learner
-make_requests make_search make_strategy make_text_family make_transfer_search make_trpo_learner
-make_urex_learner minilm parse_phase play play_seeds ppo_loss predict_file rank_advantage read_table
-regret reinforce_loss relative_advantage retrain_best run_experiment run_leave_one_out run_main
-run_schedule run_tabular run_text_leave_one_out standardized_advantage table_objective urex_loss
-use_cores_as_devices""".split()
+make_cell_family make_evolution make_image_family make_learner make_methods make_null_learner
+make_policy make_ppo_learner make_random_policy make_ranker make_record_family
+make_reinforce_learner make_requests make_search make_strategy make_text_family make_transfer_search
+make_trpo_learner make_urex_learner minilm parse_phase play play_seeds ppo_loss predict_file
+rank_advantage read_table regret reinforce_loss relative_advantage retrain_best run_experiment
+run_leave_one_out run_main run_schedule run_tabular run_text_leave_one_out standardized_advantage
+table_objective urex_loss use_cores_as_devices""".split()

@@ -75,6 +75,12 @@ def test_the_child_is_found_by_its_task_or_by_itself(searched, tmp_path):
         find_child(tmp_path)
 
 
+def test_a_search_that_goes_on_has_no_best_child_yet(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="its search hasn't ended; run its command once more"):
+        find_child(tmp_path)
+
+
 def test_a_file_is_predicted_in_parts_as_a_whole(searched, tmp_path, monkeypatch):
     child = mnms_jax.load_child(find_child(searched))
     texts = [f"a great, film {i}" if i % 3 else "" for i in range(11)]
@@ -114,6 +120,48 @@ def test_columns_come_in_parts(tmp_path, ending):
     assert parts == [values[:3], values[3:6], values[6:]]
     rows = [row for part in read_batches(path, 3) for row in part.rows]
     assert rows == list(read_columns(path).rows)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".parquet"])
+def test_without_rows_the_columns_are_checked_too(records, tmp_path, ending):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    def write(names):
+        if ending == ".parquet":
+            pa.parquet.write_table(
+                pa.table({name: pa.array([], pa.float64()) for name in names}), path
+            )
+        else:
+            path.write_text(("\t" if ending == ".tsv" else ",").join(names) + "\n")
+
+    child, path = mnms_jax.load_child(find_child(records)), tmp_path / f"in{ending}"
+    write(child.encoder.numbers)
+    predict_file(child, str(path), str(tmp_path / "out.csv"))
+    assert (tmp_path / "out.csv").read_text() == "row,label,p_setosa,p_versicolor,p_virginica\n"
+    write(child.encoder.numbers[1:])
+    with pytest.raises(UserError, match=r"column 'sepal length \(cm\)' is missing"):
+        predict_file(child, str(path), str(tmp_path / "out.csv"))
+
+
+def test_texts_without_rows(searched, tmp_path):
+    child = mnms_jax.load_child(find_child(searched))
+    (tmp_path / "in.csv").write_text("text,other\n")
+    predict_file(child, str(tmp_path / "in.csv"), str(tmp_path / "out.csv"))
+    assert (tmp_path / "out.csv").read_text().startswith("text,label,")
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 1
+    with pytest.raises(UserError, match="body"):
+        predict_file(child, f"{tmp_path / 'in.csv'}?text=body", str(tmp_path / "out.csv"))
+
+
+def test_a_column_that_late_json_lines_have_is_one_of_all(tmp_path):
+    from mnms_jax.tasks.columns import read_batches
+
+    rows = [{"a": 1}, {"a": 2}, {"a": 3, "late": 4}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    first, second = read_batches(tmp_path / "in.jsonl", 2)
+    assert first.values == {"a": [1, 2], "late": [None, None]}
+    assert second.values == {"a": [3], "late": [4]}
 
 
 def test_records_are_predicted_by_their_columns(records, tmp_path):
@@ -270,6 +318,10 @@ def test_the_best_design_is_trained_anew_on_more(records):
     assert (records / "trials.jsonl").read_bytes() == before
     with pytest.raises(UserError, match="must be at least 1"):
         mnms_jax.retrain_best(records, num_seeds=0)
+    with pytest.raises(
+        UserError, match=r"--tasks=iris,wine: name all tasks .*, in their order: iris"
+    ):
+        mnms_jax.retrain_best(records, entries=["iris", "wine"])
 
 
 def test_files_are_found_from_any_folder(searched):

@@ -56,6 +56,7 @@ def test_the_same_formula_is_the_same_however_it_is_spaced():
         ("log_loss", "did you mean 'neg_log_loss'?"),
         ("1 + 2", "must depend on one of accuracy, balanced_accuracy"),
         ("", "invalid syntax"),
+        ("accuracy -", "invalid syntax at its end"),
         ("(accuracy", "'(' was never closed at character 1"),
         ("0.1log10(params)", "invalid decimal literal at character"),
         ("accuracy * 1e999", "'1e999' at character 12 is too large"),

@@ -1,4 +1,5 @@
 import csv
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -142,3 +143,17 @@ def test_an_experiment_prints_and_writes_its_regrets(tmp_path, capsys):
 def test_mistakes(methods, changes, message):
     with pytest.raises(UserError, match=message):
         run_tabular(BENCHMARK, methods, **changes)
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_played(tmp_path):
+    with mock.patch("mnms_jax.tabular_experiment.play_seeds") as played:
+        with pytest.raises(UserError, match=r"--csv .* can't be written: No such file"):
+            run_tabular(BENCHMARK, ["random"], csv=tmp_path / "no" / "regrets.csv")
+    played.assert_not_called()
+
+
+def test_a_table_of_few_tasks_keeps_a_source():
+    regrets = run_tabular(
+        make_benchmark(2), ["portfolio"], num_seeds=4, num_trials=4, num_source_trials=8
+    )
+    assert regrets.shape == (1, 4, 1, 4)

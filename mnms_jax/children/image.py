@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Hashable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -137,11 +137,8 @@ def _decisions(cpu: bool) -> list[Decision]:
     dropouts = (0.0, 0.2, 0.5) if cpu else (0.0, 0.1, 0.2, 0.3, 0.5)
     layers = (0, 1) if cpu else (0, 1, 2)
     hidden: dict[str, tuple[Choice, ...]] = {"hidden_layers": layers[1:]}
-    rates = (0.001, 0.003, 0.01, 0.03, 0.1)
-    samples = (10_000, 20_000, 40_000) if cpu else (200_000, 500_000, 1_000_000, 2_000_000)
     return [
-        Decision("shift", (0, 1, 2) if cpu else (0, 1, 2, 4)),
-        Decision("flip", (False, True)),
+        *augmentation_decisions(cpu),
         Decision("blocks", (1, 2, 3) if cpu else (1, 2, 3, 4)),
         Decision("filters", (8, 16) if cpu else (16, 32, 64, 128)),
         Decision("kernel_size", (3, 5)),
@@ -156,8 +153,24 @@ def _decisions(cpu: bool) -> list[Decision]:
         Decision("hidden_activation", activations, hidden),
         Decision("normalization", NORMALIZATIONS, hidden),
         Decision("hidden_dropout", dropouts, hidden),
+        *training_decisions(cpu),
+    ]
+
+
+def augmentation_decisions(cpu: bool) -> list[Decision]:
+    """Returns what is decided of how training images are changed, in the space for CPUs or not."""
+    return [
+        Decision("shift", (0, 1, 2) if cpu else (0, 1, 2, 4)),
+        Decision("flip", (False, True)),
+    ]
+
+
+def training_decisions(cpu: bool) -> list[Decision]:
+    """Returns what is decided of how children are trained, in the space for CPUs or not."""
+    samples = (10_000, 20_000, 40_000) if cpu else (200_000, 500_000, 1_000_000, 2_000_000)
+    return [
         Decision("optimizer", ("sgd", "adam", "adagrad")),
-        Decision("learning_rate", rates),
+        Decision("learning_rate", (0.001, 0.003, 0.01, 0.03, 0.1)),
         Decision("schedule", ("linear", "cosine", "constant")),
         Decision("regularization", (0.0, 1e-4, 1e-3)),
         Decision("samples", samples),
@@ -171,28 +184,35 @@ def make_image_model(architecture: Hashable, num_classes: int) -> ChildModel:
     A batch is of images, uint8 [B, S, S, C]; its constants are their PixelStatistics.
     """
     assert isinstance(architecture, ImageArchitecture)
-    return make_child_model(_ImageChild(architecture, num_classes))
+    return make_child_model(ImageChildModule(_Network(architecture, num_classes)))
 
 
-class _ImageChild(nn.Module):
-    architecture: ImageArchitecture
-    num_classes: int
+class ImageChildModule(nn.Module):
+    """Scales images, augments them in training, and shows them to a network.
 
-    def setup(self) -> None:
-        self.network = _Network(self.architecture, self.num_classes)
+    Attributes:
+      network: takes images [B, H, W, C], hyperparameters, a seed and whether it is trained.
+    """
+
+    network: nn.Module
 
     def __call__(
-        self,
-        images: Array,
-        statistics: PixelStatistics,
-        hyper: ImageHyperparameters,
-        seed: Array,
-        training: Array,
+        self, images: Array, statistics: PixelStatistics, hyper: Any, seed: Array, training: Array
     ) -> Array:
+        """Returns logits [B, number of classes] for images, uint8 [B, H, W, C].
+
+        Args:
+          images: the batch.
+          statistics: of the task.
+          hyper: has shift and flip, see ImageHyperparameters, and what the network reads.
+          seed: uint32 [].
+          training: bool [].
+        """
         mean, deviation = (x.reshape(1, 1, 1, -1) for x in statistics)
         x = (images - mean) / deviation
         x = augment(x, seed, hyper.shift * training, hyper.flip * training)
-        return self.network(x, hyper, seed, training)
+        logits: Array = self.network(x, hyper, seed, training)
+        return logits
 
 
 def augment(x: Array, seed: Array, shift: Array, flip: Array) -> Array:
@@ -242,11 +262,11 @@ class _Network(nn.Module):
         filters = arch.filters << number
         x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
         stride = 2 if arch.pooling == "stride" else 1
-        y = _Convolution(filters, arch.kernel_size, stride, name=f"conv{number}")(x, seed)
+        y = Convolution(filters, arch.kernel_size, stride, name=f"conv{number}")(x, seed)
         if arch.pooling != "stride":
             y = _pool(y, arch.pooling)
         if arch.skip:
-            y += _Convolution(filters, 1, name=f"skip{number}")(_pool(x, "mean"), seed)
+            y += Convolution(filters, 1, name=f"skip{number}")(_pool(x, "mean"), seed)
         # Pooled first, as normalisation and activation then take a quarter of the numbers.
         norm = Normalization(filters, name=f"norm{number}")
         flat = norm(y.reshape(-1, filters), filters, hyper.conv_normalization, training)
@@ -258,7 +278,7 @@ class _Network(nn.Module):
         return activate(y, hyper.conv_activation, mask)
 
 
-class _Convolution(nn.Module):
+class Convolution(nn.Module):
     """A convolution with zeros around, as one matrix product over what each filter sees.
 
     XLA's own take ten times as long on CPUs inside of a loop, which training is.

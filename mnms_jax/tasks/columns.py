@@ -56,14 +56,16 @@ def read_columns(path: pathlib.Path, most: int | None = None) -> Columns:
             yield kept
 
     for columns in _read(path, take):
-        return columns
+        if columns.rows:
+            return columns
     raise unusable(path, "it has no rows")
 
 
 def read_batches(path: pathlib.Path, size: int) -> Iterator[Columns]:
     """Yields up to `size` rows of a file at a time, see `read_columns`.
 
-    JSON lines have the columns that were seen so far. A file without any row yields nothing.
+    All parts have the same columns. Without any row there is one part, so that its columns can be
+    checked; of JSON lines none, which have no columns then.
     """
 
     def cut(rows: Iterable[Any]) -> Iterator[list[Any]]:
@@ -122,9 +124,12 @@ def _read_fields(path: pathlib.Path, divide: _Divide) -> Iterator[_Part]:
     header = [name.strip() for name in _next_fields(path, reader) or []]
     if not header:
         raise unusable(path, "its first line must name the columns")
+    part = None
     for part in divide(_rows(path, reader, len(header))):
         columns = zip(*(fields for _, fields in part), strict=True)
         yield header, dict(zip(header, map(list, columns), strict=True)), [row for row, _ in part]
+    if part is None:
+        yield header, {name: [] for name in header}, []
 
 
 def _next_fields(path: pathlib.Path, reader: Any) -> list[str] | None:
@@ -147,9 +152,9 @@ def _rows(path: pathlib.Path, reader: Any, width: int) -> Iterator[tuple[int, li
 
 
 def _read_json_lines(path: pathlib.Path, divide: _Divide) -> Iterator[_Part]:
-    names: dict[str, None] = {}
+    # Any line may have a column that none before it has.
+    names = dict.fromkeys(name for _, found in _objects(path) for name in found)
     for part in divide(_objects(path)):
-        names |= dict.fromkeys(name for _, found in part for name in found)
         values = {name: [found.get(name) for _, found in part] for name in names}
         yield list(names), values, [number for number, _ in part]
 
@@ -178,6 +183,9 @@ def _read_parquet(path: pathlib.Path, divide: _Divide) -> Iterator[_Part]:
             file = pyarrow.parquet.ParquetFile(content)
             for rows, table in _tables(path, file, divide):
                 yield table.column_names, _ParquetColumns(path, table), [row + 1 for row in rows]
+            if not file.metadata.num_rows:
+                empty = file.schema_arrow.empty_table()
+                yield empty.column_names, _ParquetColumns(path, empty), []
     except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise unusable(path, f"it cannot be read: {' '.join(str(error).split())}") from error
 

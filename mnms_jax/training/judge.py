@@ -80,7 +80,7 @@ class Judge:
         if key not in self._num_params:
             shapes = variable_shapes(self._family.make_model(*key), spec, data)["params"]
             self._num_params[key] = sum(x.size for x in jax.tree.leaves(shapes))
-        return self._num_params[key]
+        return self._num_params[key] - spec.unused
 
 
 def variable_shapes(model: ChildModel, spec: ChildSpec, data: ChildData) -> Params:

@@ -35,7 +35,7 @@ class Coefficients(NamedTuple):
 
 
 # momentum, gain, decay, square, correction, adaptive, epsilon, initial square
-_REGULARIZED = {"kernel", "table"}  # and no bias, scale or shift
+_REGULARIZED = {"kernel", "table", "depthwise", "pointwise"}  # and no bias, scale or shift
 
 _OPTIMIZERS = {
     "sgd": (0.9, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
