@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from mnms_jax.children import cells
-from mnms_jax.children.cells import OPERATIONS, make_cell_family, make_cell_model, operate
+from mnms_jax.children.cells import make_cell_family, make_cell_model
 from mnms_jax.children.image import PRESETS, PixelStatistics
+from mnms_jax.children.operations import OPERATIONS, operate
 from mnms_jax.controller import make_random_policy
 from mnms_jax.export import ImageChild, load_child, save_child
 from mnms_jax.tasks.image_inputs import ImageInputs
@@ -76,8 +77,9 @@ def test_operations_and_their_gradients_are_those_of_xla(name, key):
 
 
 def test_equal_maxima_share_the_gradient():
-    x = jnp.zeros((1, 3, 3, 1))
-    gradient = jax.grad(lambda x: cells._max3(x)[0, 1, 1, 0])(x)
+    x, weights = jnp.zeros((1, 3, 3, 1)), (jnp.zeros((25, 1)), jnp.zeros((1, 1)))
+    max3 = functools.partial(operate, jnp.int32(OPERATIONS.index("max3")))
+    gradient = jax.grad(lambda x: max3(x, weights)[0, 1, 1, 0])(x)
     np.testing.assert_allclose(gradient, np.full(x.shape, 1 / 9), rtol=1e-6)
 
 

@@ -11,7 +11,7 @@ them, so that all its states have one shape; the stem halves larger images too.
 """
 
 import functools
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -32,18 +32,15 @@ from mnms_jax.children.layers import (
     optimizer_settings,
     uniform_param,
 )
+from mnms_jax.children.operations import MOST_TAPS, OPERATIONS, TAPS, operate
 from mnms_jax.space import Decision, SearchSpace
 from mnms_jax.types import AnyArray, Array, ChildFamily, ChildModel, ChildSpec, Choice
 
 BLOCKS = 3  # of a cell
 KINDS = ("normal", "reduction")
 INPUTS = ("last", "before", *(f"block{number}" for number in range(BLOCKS - 1)))
-OPERATIONS = ("identity", "sep3", "sep5", "avg3", "max3")
 _STATES = 2 + BLOCKS  # hidden states of a cell: the outputs of the last two cells, and the blocks
 _REDUCTIONS = 2
-_TAPS = {"sep3": 9, "sep5": 25}  # positions that an operation has weights for
-_MOST_TAPS = 25
-_INNER = np.arange(25).reshape(5, 5)[1:-1, 1:-1].ravel()  # 3 x 3 in the middle of 5 x 5
 _MOMENTUM = 0.9  # weight of the past in moving statistics
 _SMALL = 16  # pixels of a side that the stem leaves as they are
 _BATCH = 1  # index into dense.NORMALIZATIONS
@@ -148,8 +145,8 @@ def _count_unused(architecture: CellArchitecture, hyper: CellHyperparameters) ->
     unused = 0
     for number, (kind, filters) in enumerate(stack):
         for operation in hyper.operations[kind].ravel():
-            taps = _TAPS.get(OPERATIONS[operation], 0)
-            unused += (_MOST_TAPS - taps) * filters + (0 if taps else filters**2)
+            taps = TAPS.get(OPERATIONS[operation], 0)
+            unused += (MOST_TAPS - taps) * filters + (0 if taps else filters**2)
         # The outputs go to the next two cells, and to the readout, which is as wide as the last.
         readers = [*stack[number + 1 : number + 3], *stack[-1:] * (number + 1 == len(stack))]
         for _, columns in readers:
@@ -276,7 +273,7 @@ class _Cell(nn.Module):
         columns, blocks = self.filters, (BLOCKS, 2)
         taps = jnp.where(operations == OPERATIONS.index("sep3"), 9, 25)[..., None, None]
         depthwise = uniform_param(
-            self, "depthwise", seed, (*blocks, _MOST_TAPS, columns), jnp.sqrt(3 / taps)
+            self, "depthwise", seed, (*blocks, MOST_TAPS, columns), jnp.sqrt(3 / taps)
         )
         bound = float(np.sqrt(3 / columns))
         return depthwise, uniform_param(self, "pointwise", seed, (*blocks, columns, columns), bound)
@@ -285,120 +282,3 @@ class _Cell(nn.Module):
         """Returns [BLOCKS, R, filters] for R numbers."""
         shape = (BLOCKS, len(rows), self.filters)
         return jnp.broadcast_to(jnp.asarray(rows)[None, :, None], shape)
-
-
-# A child's operation is a branch of its program. Gradients by hand, as all branches' intermediate
-# arrays would be stored, of which those of one are of use.
-
-
-@jax.custom_vjp
-def operate(operation: Array, x: Array, weights: tuple[Array, Array]) -> Array:
-    """Applies an operation to images; those that aren't convolutions have no use for weights.
-
-    Args:
-      operation: int32 [], index into OPERATIONS.
-      x: [B, H, W, F].
-      weights: [25, F] of each feature map, of which a 3 x 3 convolution takes those in the middle;
-        and [F, F], which mix the maps then (Chollet 2017, "Xception").
-    """
-    return jax.lax.switch(operation, _FUNCTIONS, x, weights)
-
-
-def _operate_forward(*inputs: Array) -> tuple[Array, tuple]:
-    return operate(*inputs), inputs
-
-
-def _operate_backward(residuals: tuple, grad: Array) -> tuple:
-    operation, x, weights = residuals
-    pulls = [functools.partial(_pull, function) for function in _FUNCTIONS]
-    return (None, *jax.lax.switch(operation, pulls, x, weights, grad))
-
-
-operate.defvjp(_operate_forward, _operate_backward)
-
-
-def _pull(function: "_Function", x: Array, weights: tuple, grad: Array) -> tuple:
-    return jax.vjp(function, x, weights)[1](grad)
-
-
-def _shifted(x: Array, size: int, fill: float = 0.0) -> list[Array]:
-    """Returns what each position [B, H, W, C] sees of a field of size x size, row by row."""
-    _, height, width, _ = x.shape
-    border = size // 2
-    x = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)), constant_values=fill)
-    return [x[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
-
-
-@jax.custom_vjp
-def _depthwise(x: Array, kernel: Array) -> Array:
-    """Convolves each map of x [B, H, W, F] by itself; kernel [T, F], T being 9 or 25.
-
-    XLA's own take thirty times as long on CPUs inside of a loop, and autodiff's gradient of a sum
-    of shifted images six times.
-    """
-    size = int(np.sqrt(len(kernel)))
-    return functools.reduce(jnp.add, map(_scaled, _shifted(x, size), kernel))
-
-
-def _scaled(x: Array, factors: Array) -> Array:
-    return x * factors[None, None, None]
-
-
-def _depthwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple]:
-    return _depthwise(x, kernel), (x, kernel)
-
-
-def _depthwise_backward(residuals: tuple, grad: Array) -> tuple:
-    x, kernel = residuals
-    seen = _shifted(x, int(np.sqrt(len(kernel))))
-    return _depthwise(grad, kernel[::-1]), jnp.stack([jnp.sum(s * grad, (0, 1, 2)) for s in seen])
-
-
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
-
-
-@jax.custom_vjp
-def _max3(x: Array) -> Array:
-    """Returns the largest of each field of 3 x 3; equal ones share the gradient."""
-    return functools.reduce(jnp.maximum, _shifted(x, 3, -jnp.inf))
-
-
-def _max3_forward(x: Array) -> tuple[Array, tuple]:
-    highest = _max3(x)
-    return highest, (x, highest)
-
-
-def _max3_backward(residuals: tuple, grad: Array) -> tuple:
-    x, highest = residuals
-    number = sum((seen == highest).astype(x.dtype) for seen in _shifted(x, 3, -jnp.inf))
-    fields = zip(_shifted(highest, 3), _shifted(grad / number, 3), strict=True)
-    return (sum(jnp.where(x == best, share, 0.0) for best, share in fields),)
-
-
-_max3.defvjp(_max3_forward, _max3_backward)
-
-
-@jax.custom_vjp
-def _mean3(x: Array) -> Array:
-    """Returns the mean of each field of 3 x 3, with zeros around the image."""
-    return functools.reduce(jnp.add, _shifted(x, 3)) / 9
-
-
-_mean3.defvjp(lambda x: (_mean3(x), None), lambda _, grad: (_mean3(grad),))
-
-
-def _separable(size: int, x: Array, weights: tuple[Array, Array]) -> Array:
-    depthwise, pointwise = weights
-    x = jax.nn.relu(x)
-    return _depthwise(x, depthwise[_INNER] if size == 3 else depthwise) @ pointwise
-
-
-_Function = Callable[[Array, tuple[Array, Array]], Array]
-# In the order of OPERATIONS.
-_FUNCTIONS: tuple[_Function, ...] = (
-    lambda x, weights: x,
-    functools.partial(_separable, 3),
-    functools.partial(_separable, 5),
-    lambda x, weights: _mean3(x),
-    lambda x, weights: _max3(x),
-)
