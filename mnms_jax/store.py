@@ -318,7 +318,7 @@ def write_json(path: pathlib.Path, data: Any) -> None:
 
 
 # What searches that are older than a flag did.
-_BEFORE = {"reward": "accuracy", "max_train_examples": 0, "rounds_in_flight": 1}
+_BEFORE = {"reward": "accuracy", "max_train_examples": 0, "rounds_in_flight": 1, "tell": "ordered"}
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:

@@ -21,8 +21,9 @@ tasks.columns tasks.records tasks.files tasks.images tasks.table_files tasks.tab
 tasks.embeddings tasks.tfds_specs tasks.tfds_folders tasks.tfds tasks.inputs tasks.image_inputs
 tasks.record_inputs tasks.reference tasks.registry config store artifact export predictions
 stablehlo saved_controller bench executor sources tracking report card methods optuna_bridge
-optuna_sampler strategies comparison tabular_experiment charts page figures run lockstep experiment
-retrain schedule leave_one_out history analysis search_charts drawing html_report cli""".split()
+optuna_sampler strategies comparison tabular_experiment charts page figures journal run
+lockstep experiment retrain schedule leave_one_out history analysis search_charts drawing
+html_report cli""".split()
 PURE = ORDER[: ORDER.index("training.program") + 1]
 IMPURE_LIBRARIES = {"absl", "tensorflow_datasets", "orbax", "tensorboardX", "rich", "pathlib", "os"}
 
