@@ -123,7 +123,7 @@ def run_rounds(
     ahead = setup.rounds_in_flight - 1
     trials_per_round = jax.eval_shape(setup.search.ask, state).task_ids.size
     room = ahead * trials_per_round // len(setup.task_names)
-    asked: dict[int, Proposal] = {}  # rounds that aren't told yet, by their numbers
+    asked: dict[int, Proposal] = {}  # rounds that aren't told yet, by ascending numbers
     for number in range(ahead):
         asked[number] = _ask(setup, state, number, asked, room)
     journal = Journal(workdir.log, trials_per_round, in_order=setup.in_order)
@@ -171,7 +171,7 @@ def _ask(
 
 def _kept(state: SearchState, asked: Mapping[int, Proposal]) -> Any:
     """Returns what a checkpoint holds: the state, and the rounds asked for from earlier ones."""
-    return (state, [asked[number] for number in sorted(asked)]) if asked else state
+    return (state, list(asked.values())) if asked else state
 
 
 def _restore(
@@ -200,8 +200,7 @@ def _is_over(setup: RoundSetup, journal: Journal, round_index: int) -> bool:
 
     A round that the log holds takes no time. All processes go by the first one's clock.
     """
-    before = round_index * journal.trials_per_round
-    left = setup.num_trials - before
+    left = setup.num_trials - round_index * journal.trials_per_round
     if journal.size(round_index) >= min(left, journal.trials_per_round):
         return False
     return from_first(lambda: b"over" * (time.monotonic() > setup.budget.deadline)) != b""
@@ -233,11 +232,11 @@ def _begin_rounds(
     arrivals: queue.SimpleQueue,
 ) -> None:
     """Has the rounds trained that were asked for, as far as the budget goes."""
-    for number in sorted({*asked} - {begun.number for begun in in_flight}):
+    begun = {other.number for other in in_flight}
+    for number, proposal in asked.items():
         is_past = number * journal.trials_per_round >= setup.num_trials
-        if is_past or _is_over(setup, journal, number):
-            break
-        in_flight.append(_begin_round(setup, asked[number], number, journal, in_flight, arrivals))
+        if number not in begun and not is_past and not _is_over(setup, journal, number):
+            in_flight.append(_begin_round(setup, proposal, number, journal, in_flight, arrivals))
 
 
 def _begin_round(
