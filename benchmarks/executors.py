@@ -27,10 +27,10 @@ import rich.table
 from absl import flags
 
 import mnms_jax as mnms
-from benchmarks.chaos import Trial, small_family, trials_of
+from benchmarks.children import small_family
 from mnms_jax.executor import Executor
 from mnms_jax.run import Budget, RoundSetup, run_rounds
-from mnms_jax.store import open_workdir
+from mnms_jax.store import TrialRecord, open_workdir
 from mnms_jax.tracking import Tracker
 from mnms_jax.training.ray_trainer import RayTrainer, connect_ray
 
@@ -59,7 +59,7 @@ class Turn(NamedTuple):
 
     seconds: float
     idle_share: float  # of the workers' time
-    trials: list[Trial]
+    trials: list[TrialRecord]  # without their seconds
 
 
 def make_trainer(num_workers: int = 1) -> mnms.Trainer:
@@ -97,7 +97,8 @@ def run_search(
         run_rounds(setup, state, workdir, tracker, "ppo")
         seconds = time.perf_counter() - start
         busy = _busy(executor) - before
-    return Turn(seconds, 1 - busy / (_WORKERS * seconds), trials_of(path))
+        trials = [record._replace(seconds=0.0) for record in workdir.log.records]
+    return Turn(seconds, 1 - busy / (_WORKERS * seconds), trials)
 
 
 def _busy(executor: Executor) -> float:
