@@ -20,8 +20,9 @@ from mnms_jax.types import UserError
 class Executor(Protocol):
     """What trains children: a `Trainer`, or another one with the same results.
 
-    Several calls of `train` may go on at once, the first one's children before the others'. Each
-    time a child is there to be taken, and at the latest when an error is, `arrived` is called.
+    Several calls of `train` may go on at once, each from when it is made; the first one's children
+    come first. Each time that there is something to be taken, a child or an error, `arrived` is
+    called.
     """
 
     @property
