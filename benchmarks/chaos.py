@@ -31,6 +31,7 @@ import rich.table
 from absl import flags, logging
 
 import mnms_jax as mnms
+from benchmarks.children import small_family
 from mnms_jax.run import Budget, RoundSetup, run_rounds
 from mnms_jax.store import open_workdir
 from mnms_jax.tracking import Tracker
@@ -64,27 +65,6 @@ class Search(NamedTuple):
     lost: int  # trials that the undisturbed search has and this one hasn't
     duplicated: int
     equal: bool  # the list of trials is the undisturbed one's, but for seconds
-
-
-def small_family() -> mnms.ChildFamily:
-    """Returns text children that train in a fraction of a second; some of them diverge."""
-    family = mnms.make_text_family("cpu", {})
-    choices: dict[str, tuple] = {
-        "embedding": ("random32", "hashed32"),
-        "lowercase": (True,),
-        "strip": (True,),
-        "convolution": (False,),
-        "hidden_layers": (0,),
-        "optimizer": ("adam", "sgd"),
-        "deep_learning_rate": (0.005, 0.01, 0.05, 1e30),
-        "deep_regularization": (0.0, 1e-4, 1e-3),
-        "wide_learning_rate": (0.005, 0.01, 0.05),
-        "wide_regularization": (0.0, 1e-4),
-        "samples": (2560, 5120, 10240, 20480),
-    }
-    decisions = [d for d in family.space.decisions if d.name in choices]
-    space = mnms.SearchSpace(d._replace(choices=choices[d.name]) for d in decisions)
-    return family._replace(space=space)
 
 
 def search(path: pathlib.Path) -> None:

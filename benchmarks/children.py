@@ -1,4 +1,4 @@
-"""The children that ways of training are compared on: sampling, plain arrays, work per step."""
+"""The children that are trained: those that ways of training are compared on, and small ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -45,6 +45,27 @@ class Work(NamedTuple):
     family: mnms.ChildFamily
     inputs: mnms.TextInputs
     requests: list[mnms.Request]
+
+
+def small_family() -> mnms.ChildFamily:
+    """Returns text children that train in a fraction of a second; some of them diverge."""
+    family = mnms.make_text_family("cpu", {})
+    choices: dict[str, tuple] = {
+        "embedding": ("random32", "hashed32"),
+        "lowercase": (True,),
+        "strip": (True,),
+        "convolution": (False,),
+        "hidden_layers": (0,),
+        "optimizer": ("adam", "sgd"),
+        "deep_learning_rate": (0.005, 0.01, 0.05, 1e30),
+        "deep_regularization": (0.0, 1e-4, 1e-3),
+        "wide_learning_rate": (0.005, 0.01, 0.05),
+        "wide_regularization": (0.0, 1e-4),
+        "samples": (2560, 5120, 10240, 20480),
+    }
+    decisions = [d for d in family.space.decisions if d.name in choices]
+    space = mnms.SearchSpace(d._replace(choices=choices[d.name]) for d in decisions)
+    return family._replace(space=space)
 
 
 def make_work(tasks: Sequence[mnms.Task], num_children: int, seed: int) -> Work:

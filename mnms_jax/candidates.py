@@ -73,6 +73,28 @@ def make_candidates(
     return jnp.concatenate([suggestions.designs, sampled, drawn, mutants])
 
 
+def add_pending(
+    rank: Callable[[Trials, Array, Array | None], Ranking], trials: Trials, pending: Trials
+) -> Trials:
+    """Returns a task's trials with P that aren't done, as if they had earned what is expected.
+
+    Args:
+      rank: see `choose`.
+      trials: what was tried, with the features of its designs.
+      pending: P designs with features, of which those count that are valid; these come first.
+    """
+    expected = rank(trials, pending.actions, pending.features).expected
+    made = jnp.zeros_like(pending.valid)
+    more = pending._replace(rewards=expected, real=made)
+    start = jnp.sum(trials.valid)
+    room = _with_room(trials._replace(real=trials.valid), len(made))
+
+    def put(x: Array, rows: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, rows, start, 0)
+
+    return jax.tree.map(put, room, more)
+
+
 def choose(
     rank: Callable[[Trials, Array, Array], Ranking],
     designs: Array,
@@ -96,7 +118,7 @@ def choose(
       rank: ranks designs with these features for a task with such trials.
       designs: int32 [M, D], to choose from.
       features: [M, F], of the designs, see `Ranker`.
-      trials: what was tried, with the features of its designs.
+      trials: what was tried, and what is pending, with the features of its designs.
       number: to choose.
       suggestions: the first designs.
       num_suggested: among the task's first so many trials every other one is the next suggestion,
@@ -107,8 +129,8 @@ def choose(
     place, num_places = jnp.arange(len(designs)), len(suggestions.designs)
     is_suggestion = place < suggestions.number
     is_filler = (place < num_places) & ~is_suggestion
-    trials = trials._replace(real=trials.valid)
-    trials = jax.tree.map(lambda x: jnp.pad(x, [(0, number)] + [(0, 0)] * (x.ndim - 1)), trials)
+    real = trials.valid if trials.real is None else trials.real
+    trials = _with_room(trials._replace(real=real), number)
 
     def choose_next(trials: Trials, _: None) -> tuple[Trials, Array]:
         count = jnp.sum(trials.valid)
@@ -128,6 +150,11 @@ def choose(
         return jax.tree.map(lambda x, row: x.at[count].set(row), trials, expected), designs[chosen]
 
     return jax.lax.scan(choose_next, trials, None, number)[1]
+
+
+def _with_room(trials: Trials, number: int) -> Trials:
+    """Returns the trials with room for more behind them."""
+    return jax.tree.map(lambda x: jnp.pad(x, [(0, number)] + [(0, 0)] * (x.ndim - 1)), trials)
 
 
 def mutate(key: PRNGKey, space: SearchSpace, parent: Array, stranger: Array) -> Array:

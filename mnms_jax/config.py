@@ -109,9 +109,14 @@ class Config:
     )
     rounds_in_flight: int = _option(
         1,
-        "Rounds that Ray's workers train at once. With more than one they needn't wait for the "
-        "last child of a round, and the controller proposes without having been told of the rounds "
-        "before; threads of this process gain nothing.",
+        "Rounds that are trained at once. With more than one nobody waits for the last child of a "
+        "round, and the controller proposes without having been told of the rounds before.",
+    )
+    tell: str = _option(
+        "ordered",
+        "Of several rounds in flight, the one that the controller is told of next: the oldest, so "
+        "that the trials are the same in every run; or the one that is done first.",
+        ("ordered", "first_done"),
     )
 
     def __post_init__(self) -> None:
@@ -131,6 +136,11 @@ class Config:
             ("lanes", self.lanes >= 0, "at least 0"),
             ("max_train_examples", self.max_train_examples >= 0, "at least 0"),
             ("rounds_in_flight", self.rounds_in_flight >= 1, "at least 1"),
+            (
+                "rounds_in_flight",
+                self.rounds_in_flight > 1 or self.tell == "ordered",
+                "at least 2 with --tell=first_done",
+            ),
             ("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295"),
             ("time_limit", self.time_limit >= 0, "at least 0"),
             ("early_stopping", 0 <= self.early_stopping < 1, "at least 0 and below 1"),
@@ -222,12 +232,6 @@ class TransferConfig(Config):
         super().__post_init__()
         if self.suggested < 0:
             raise UserError(f"--suggested={self.suggested}: must be at least 0")
-        if self.rounds_in_flight > 1 and self.reward_model:
-            raise UserError(
-                f"--rounds_in_flight={self.rounds_in_flight}: the reward model would choose the "
-                "sources' best designs again before it is told of them; take --noreward_model, or "
-                "one round"
-            )
         for entry in self.renamed:
             if not all(entry.partition("=")):
                 raise UserError(f"--renamed={entry}: must be old=new")

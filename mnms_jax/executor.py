@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import socket
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import jax
@@ -20,7 +20,9 @@ from mnms_jax.types import UserError
 class Executor(Protocol):
     """What trains children: a `Trainer`, or another one with the same results.
 
-    Several calls of `train` may go on at once; what is asked for first is consumed first.
+    Several calls of `train` may go on at once, each from when it is made; the first one's children
+    come first. Each time that there is something to be taken, a child or an error, `arrived` is
+    called.
     """
 
     @property
@@ -28,7 +30,9 @@ class Executor(Protocol):
 
     def prefetch(self, requests: Sequence[Request]) -> None: ...
 
-    def train(self, requests: Sequence[Request]) -> Generator[tuple[int, TrialResult]]: ...
+    def train(
+        self, requests: Sequence[Request], arrived: Callable[[], None] = ...
+    ) -> Generator[tuple[int, TrialResult]]: ...
 
 
 @contextlib.contextmanager
@@ -38,9 +42,11 @@ def open_executor(config: Config, bench: Bench) -> Iterator[Executor]:
     Each worker loads the tasks itself, from its own cache or from the same paths.
 
     Raises:
-      UserError: Ray is absent, can't be reached, or isn't to be used with `--distributed`; a
-        worker has other data. See `RayTrainer` too.
+      UserError: Ray is absent, can't be reached, or isn't to be used with `--distributed`, nor is
+        `--tell=first_done`; a worker has other data. See `RayTrainer` too.
     """
+    if config.tell == "first_done" and jax.process_count() > 1:
+        raise UserError("--tell=first_done: several processes tell rounds in order; leave it out")
     if config.executor == "local":
         yield bench.trainer
         return

@@ -264,6 +264,7 @@ def _search(
         Budget(config.num_trials, time.monotonic() + limit),
         config.early_stopping,
         config.rounds_in_flight,
+        config.tell == "ordered",
     )
     state = search.init(jax.random.key(config.seed))
     console = rich.console.Console(stderr=True, quiet=jax.process_index() > 0)

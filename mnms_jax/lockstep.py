@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from mnms_jax.journal import check_logged, identity
 from mnms_jax.methods import Method, Sources
 from mnms_jax.replay import ReplayBank
-from mnms_jax.run import check_logged, identity, make_requests
+from mnms_jax.run import make_requests
 from mnms_jax.search import Proposal, Search, SearchState
 from mnms_jax.sources import bank_of_records
 from mnms_jax.space import SearchSpace

@@ -1,11 +1,11 @@
 """The straight line of a run: rounds of ask, train and tell, with everything kept on disk."""
 
-import collections
-import contextlib
+import functools
 import json
+import queue
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +14,15 @@ from absl import logging
 
 from mnms_jax.devices import exchange, from_first
 from mnms_jax.executor import Executor
+from mnms_jax.journal import Journal, identity, rung_accuracies
 from mnms_jax.learner import Metrics
-from mnms_jax.search import Proposal, Search, SearchState
+from mnms_jax.search import Proposal, Search, SearchState, with_pending
 from mnms_jax.space import SearchSpace
-from mnms_jax.store import TrialLog, TrialRecord, Workdir
+from mnms_jax.store import TrialRecord, Workdir
 from mnms_jax.tracking import Progress, Tracker
 from mnms_jax.training.fit import Request
 from mnms_jax.training.judge import TrialResult
-from mnms_jax.types import Choice, UserError
-
-_LEAST_AT_RUNG = 8  # children that came to a rung before it stops any
-
-_Known: TypeAlias = dict[str, tuple[int, TrialResult]]  # by design, the trial that first had it
+from mnms_jax.types import UserError
 
 
 class Budget(NamedTuple):
@@ -45,17 +42,26 @@ class RoundSetup(NamedTuple):
     budget: Budget
     early_stopping: float = 0.0  # share of a task's children that each rung stops
     rounds_in_flight: int = 1  # being trained at once
+    in_order: bool = True  # rounds are told by their numbers; else whichever is whole first
+
+    @property
+    def num_trials(self) -> int:
+        """Trials on all tasks."""
+        return self.budget.num_trials * len(self.task_names)
 
 
 class _Round(NamedTuple):
     """A round whose training has begun."""
 
     number: int
-    proposal: Proposal
-    requests: Sequence[Request]
-    logged: Sequence[TrialRecord]  # of the first requests
-    fresh: Mapping[str, Request]  # what is trained, by design: new, and in no round before
+    requests: Sequence[Request]  # fewer than proposed where the budget cuts the round short
+    waiting: list[tuple[str, Request]]  # those not logged yet, by identity of the design
+    fresh: Mapping[str, Request]  # those trained, by identity: new, and in no round before
     outcomes: Generator[tuple[int, TrialResult]]  # of these
+
+    def records(self, journal: Journal) -> list[TrialRecord]:
+        """Returns the trials that are logged, in order."""
+        return [record for record in map(journal.find, self.requests) if record is not None]
 
 
 def make_requests(
@@ -89,16 +95,20 @@ def run_rounds(
     what follows from them. A search that was killed at any moment therefore ends with the trials of
     one that was not; children that were still being trained are trained again, with equal results.
 
-    With A rounds in flight, a round is asked for as soon as the one A before it has been told, and
-    the learner is always A - 1 rounds behind, which off-policy learning allows: workers needn't
-    wait for a round's last child, nor for the learner. The learner of Wong & Gesmundo (2017) takes
-    whatever comes first from its actors. Here rounds are told whole and in order, since only so the
-    trials are the same in every run, whoever trained them at whatever speed, and a log can be gone
-    on from.
+    With A rounds in flight, as many are asked for and not told at any time: one more for each that
+    is told. So the learner is A - 1 rounds behind, which off-policy learning allows, and workers
+    wait neither for a round's last child nor for the learner. Which design a trial has depends on
+    nothing but the order in which rounds are told:
 
-    In a run of several processes all call this, with logs that hold the same trials. Each trains
-    its share of a round's children and is told the others' results, so that states and logs stay
-    equal everywhere.
+    - In order of their numbers, the trials are the same in every run, whoever trained them at
+      whatever speed.
+    - Else the learner takes the round that is whole first, as that of Wong & Gesmundo (2017) takes
+      whatever comes first from its actors. Trials are logged as they finish, and so the log has the
+      order too: a search that goes on tells rounds as they became whole there.
+
+    In a run of several processes all call this, with logs that hold the same trials, and tell
+    rounds in order. Each trains its share of a round's children and is told the others' results, so
+    that states and logs stay equal everywhere.
 
     Args:
       setup: the search, its tasks and its budget.
@@ -110,98 +120,90 @@ def run_rounds(
     Returns:
       The state after the last whole round.
     """
-    trials_per_round = setup.search.ask(state).task_ids.size
     ahead = setup.rounds_in_flight - 1
-    asked = [_ask(setup, state, offset) for offset in range(ahead)]
-    restored = workdir.checkpoints.restore(_kept(state, asked))
-    if restored is not None:
-        kept, kept_asked = restored if ahead else (restored, [])
-        if len(workdir.log.records) >= kept.step * trials_per_round:
-            state, asked = kept, list(kept_asked)
-        else:
-            logging.warning("the checkpoint is ahead of the log: starting from the log alone")
-    start, num_before = time.monotonic(), len(workdir.log.records)
-    num_rounds = -(-setup.budget.num_trials * len(setup.task_names) // trials_per_round)
-    known = _known_results(workdir.log)
-    begun: collections.deque[_Round] = collections.deque()
+    trials_per_round = jax.eval_shape(setup.search.ask, state).task_ids.size
+    room = ahead * trials_per_round // len(setup.task_names)
+    asked: dict[int, Proposal] = {}  # rounds that aren't told yet, by ascending numbers
+    for number in range(ahead):
+        asked[number] = _ask(setup, state, number, asked, room)
+    journal = Journal(workdir.log, trials_per_round, in_order=setup.in_order)
+    state, asked = _restore(setup, workdir, journal, state, asked)
+    watch = _Watch(setup, journal, tracker, label, time.monotonic(), len(workdir.log.records))
+    arrivals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    in_flight: list[_Round] = []
     try:
-        for round_index in range(int(state.step), num_rounds):
-            asked.append(_ask(setup, state, ahead))
-            for index in range(round_index + len(begun), min(round_index + ahead + 1, num_rounds)):
-                if _is_over(setup, workdir.log, (index + 1) * trials_per_round):
-                    break
-                proposal = asked[index - round_index]
-                begun.append(_begin_round(setup, proposal, index, workdir.log, known, begun))
-            if not begun:
+        while True:
+            step = int(state.step)
+            asked[step + ahead] = _ask(setup, state, step + ahead, asked, room)
+            _begin_rounds(setup, asked, journal, in_flight, arrivals)
+            if not in_flight:
                 break
-            if round_index + ahead + 1 < num_rounds:
-                upcoming = _ask(setup, state, ahead + 1)
-                _prefetch(setup, upcoming, round_index + ahead + 1, known, begun)
-            records = _finish_round(begun[0], workdir.log, known)
-            begun.popleft()
-            proposal, *asked = asked
-            metrics: Metrics = {}
-            if len(records) == len(proposal.task_ids):  # else the budget cuts this round short
-                rewards = [np.nan if r.reward is None else r.reward for r in records]
-                told = jnp.asarray(rewards, jnp.float32)
-                state, metrics = setup.search.tell(state, proposal, told)
-                workdir.checkpoints.save(round_index + 1, _kept(state, asked))
-            rounds = (round_index + 1, num_rounds)
-            num_new = len(workdir.log.records) - num_before
-            seconds = time.monotonic() - start
-            tracker.show(
-                _progress(setup, workdir.log.records, rounds, label, seconds, num_new, metrics)
+            if not ahead and (step + 1) * trials_per_round < setup.num_trials:
+                _prefetch(
+                    setup, _ask(setup, state, step + 1, {}, room), step + 1, journal, in_flight
+                )
+            told = _next_told(in_flight, journal, arrivals, step)
+            if told is None:  # the budget has cut the last round short
+                watch.show(step + 1, in_flight[0], {})
+                break
+            in_flight.remove(told)
+            told.outcomes.close()
+            rewards = [np.nan if r.reward is None else r.reward for r in told.records(journal)]
+            state, metrics = setup.search.tell(
+                state, asked.pop(told.number), jnp.asarray(rewards, jnp.float32)
             )
+            workdir.checkpoints.save(step + 1, _kept(state, asked))
+            watch.show(step + 1, told, metrics)
     finally:  # so that an error here ends the training too
-        for unfinished in begun:
+        for unfinished in in_flight:
             unfinished.outcomes.close()
     return state
 
 
-def _ask(setup: RoundSetup, state: SearchState, offset: int) -> Proposal:
-    """Returns the proposal of the round so many after the state's own, with that round's key."""
-    return setup.search.ask(state._replace(step=state.step + offset))
+def _ask(
+    setup: RoundSetup, state: SearchState, number: int, asked: Mapping[int, Proposal], room: int
+) -> Proposal:
+    """Returns a round's proposal, with that round's key, beside those that aren't told yet.
 
-
-def _kept(state: SearchState, asked: Sequence[Proposal]) -> Any:
-    """Returns what a checkpoint holds: the state, and the rounds asked for from earlier ones."""
-    return (state, list(asked)) if asked else state
-
-
-def rung_accuracies(
-    records: Sequence[TrialRecord],
-    task_name: str,
-    round_index: int,
-    share: float,
-) -> list[float]:
-    """Returns what a task's children of a round must reach at each rung to go on.
-
-    At a rung, the share of a task's children that were the worst there is stopped. Only rounds
-    before count, so that it doesn't matter in which order a round's children are trained.
-
-    Args:
-      records: the log.
-      task_name: the task.
-      round_index: the round.
-      share: of the children to stop, in [0, 1); 0 stops none.
+    Of these there are at most so many trials of a task as there is room for.
     """
-    if not share:
-        return []
-    trained = [r for r in records if r.task == task_name and r.round < round_index and r.samples]
-    num_rungs = max((len(r.rungs) for r in trained), default=0)
-    accuracies = [[r.rungs[k] for r in trained if len(r.rungs) > k] for k in range(num_rungs)]
-    return [
-        float(np.quantile(a, share)) if len(a) >= _LEAST_AT_RUNG else -np.inf for a in accuracies
-    ]
+    state = state._replace(step=jnp.int32(number))
+    return setup.search.ask(with_pending(state, asked.values(), room))
 
 
-def _is_over(setup: RoundSetup, log: TrialLog, num_trials: int) -> bool:
-    """Returns whether the time is up before a round, at whose end so many trials are done.
+def _kept(state: SearchState, asked: Mapping[int, Proposal]) -> Any:
+    """Returns what a checkpoint holds: the state, and the rounds asked for from earlier ones."""
+    return (state, list(asked.values())) if asked else state
+
+
+def _restore(
+    setup: RoundSetup,
+    workdir: Workdir,
+    journal: Journal,
+    state: SearchState,
+    asked: dict[int, Proposal],
+) -> tuple[SearchState, dict[int, Proposal]]:
+    """Returns the newest checkpoint's state and the rounds asked for by then; else the given."""
+    ahead = setup.rounds_in_flight - 1
+    restored = workdir.checkpoints.restore(_kept(state, asked))
+    if restored is None:
+        return state, asked
+    kept, proposals = restored if ahead else (restored, [])
+    step = int(kept.step)
+    if len(journal.told) < step:
+        logging.warning("the checkpoint is ahead of the log: starting from the log alone")
+        return state, asked
+    numbers = sorted({*range(step + ahead)} - {*journal.told[:step]})
+    return kept, dict(zip(numbers, proposals, strict=True))
+
+
+def _is_over(setup: RoundSetup, journal: Journal, round_index: int) -> bool:
+    """Returns whether the time is up before a round.
 
     A round that the log holds takes no time. All processes go by the first one's clock.
     """
-    most = min(num_trials, setup.budget.num_trials * len(setup.task_names))
-    if len(log.records) >= most:
+    left = setup.num_trials - round_index * journal.trials_per_round
+    if journal.size(round_index) >= min(left, journal.trials_per_round):
         return False
     return from_first(lambda: b"over" * (time.monotonic() > setup.budget.deadline)) != b""
 
@@ -210,15 +212,16 @@ def _prefetch(
     setup: RoundSetup,
     proposal: Proposal,
     round_index: int,
-    known: _Known,
-    begun: Iterable[_Round],
+    journal: Journal,
+    in_flight: Iterable[_Round],
 ) -> None:
-    """Has the programs compiled that the round after those in flight probably needs.
+    """Has the programs that the next round probably needs compiled while this one's train.
 
-    They are those of the children that it would have if the controller learned nothing until then:
-    its random numbers are its own.
+    They are those of the children that the round would have if the controller learned nothing from
+    this one: its random numbers are the next round's own. With several rounds in flight, the next
+    one's children are being trained.
     """
-    fresh = _fresh(_requests(setup, proposal, round_index), known, begun)
+    fresh = _fresh(_requests(setup, proposal, round_index), journal, in_flight)
     setup.trainer.prefetch(_own_share(list(fresh.values())))
 
 
@@ -229,24 +232,39 @@ def _requests(setup: RoundSetup, proposal: Proposal, round_index: int) -> list[R
 
 
 def _fresh(
-    requests: Sequence[Request], known: _Known, begun: Iterable[_Round]
+    requests: Iterable[Request], journal: Journal, in_flight: Iterable[_Round]
 ) -> dict[str, Request]:
     """Returns by design what is to be trained: no result is known, and no round has it trained."""
     fresh: dict[str, Request] = {}
     for request in requests:
         own = identity(request.task_name, request.design)
-        if own not in known and not any(own in other.fresh for other in begun):
+        if own not in journal.known and not any(own in other.fresh for other in in_flight):
             fresh.setdefault(own, request)
     return fresh
+
+
+def _begin_rounds(
+    setup: RoundSetup,
+    asked: Mapping[int, Proposal],
+    journal: Journal,
+    in_flight: list[_Round],
+    arrivals: queue.SimpleQueue,
+) -> None:
+    """Has the rounds trained that were asked for, as far as the budget goes."""
+    begun = {other.number for other in in_flight}
+    for number, proposal in asked.items():
+        is_past = number * journal.trials_per_round >= setup.num_trials
+        if number not in begun and not is_past and not _is_over(setup, journal, number):
+            in_flight.append(_begin_round(setup, proposal, number, journal, in_flight, arrivals))
 
 
 def _begin_round(
     setup: RoundSetup,
     proposal: Proposal,
     round_index: int,
-    log: TrialLog,
-    known: _Known,
-    begun: Iterable[_Round],
+    journal: Journal,
+    in_flight: Iterable[_Round],
+    arrivals: queue.SimpleQueue,
 ) -> _Round:
     """Has a round's children trained, but those that the log holds and those of known designs.
 
@@ -254,73 +272,75 @@ def _begin_round(
       setup: the search.
       proposal: of the round.
       round_index: of the round.
-      log: holds the trials of all rounds but those in flight, and when resumed maybe more.
-      known: results of earlier trials.
-      begun: the rounds in flight, whose designs will be known.
+      journal: holds all trials so far, and when resumed maybe some of the round.
+      in_flight: the rounds before it that aren't told, whose designs will be known.
+      arrivals: is given the round's number for each child that is there to be taken.
+
+    Raises:
+      UserError: the log lacks a trial before others of the round, or has another design.
     """
     requests = _requests(setup, proposal, round_index)
-    told = round_index - setup.rounds_in_flight + 1  # rounds whose trials may count
+    earlier = {*journal.told[: max(round_index - setup.rounds_in_flight + 1, 0)]}
+    records = [record for record in journal.log.records if record.round in earlier]
     needed = {
-        name: rung_accuracies(log.records, name, told, setup.early_stopping)
+        name: rung_accuracies(records, name, round_index, setup.early_stopping)
         for name in setup.task_names
     }
     requests = [request._replace(rung_accuracies=needed[request.task_name]) for request in requests]
-    logged = _logged(log, requests)
-    fresh = _fresh(requests[len(logged) :], known, begun)
-    outcomes = _train_shared(setup.trainer, list(fresh.values()))
-    return _Round(round_index, proposal, requests, logged, fresh, outcomes)
-
-
-def _logged(log: TrialLog, requests: Sequence[Request]) -> list[TrialRecord]:
-    """Returns what the log holds of a round: its first trials.
-
-    Raises:
-      UserError: the log lacks one before them, or has another design.
-    """
-    logged = {(record.task, record.trial): record for record in log.records}
-    found = [logged.get((request.task_name, request.trial)) for request in requests]
-    records = [record for record in found if record is not None]
-    for record, request in zip(found, requests, strict=True):
-        if record is not None:
-            check_logged(record, request)
-    if None in found[: len(records)]:
+    is_logged = [journal.find(request) is not None for request in requests]
+    if setup.in_order and is_logged != sorted(is_logged, reverse=True):
         raise UserError("the log lacks a trial before others of its round; it was edited")
-    return records
+    waiting = [
+        (identity(request.task_name, request.design), request)
+        for request, logged in zip(requests, is_logged, strict=True)
+        if not logged
+    ]
+    fresh = _fresh((request for _, request in waiting), journal, in_flight)
+    arrived = functools.partial(arrivals.put, round_index)
+    outcomes = _train_shared(setup.trainer, list(fresh.values()), arrived)
+    return _Round(round_index, requests, waiting, fresh, outcomes)
 
 
-def _finish_round(begun: _Round, log: TrialLog, known: _Known) -> list[TrialRecord]:
-    """Returns a round's trials in order; what is new is added to the log and the known results."""
-    records = list(begun.logged)
-    with contextlib.closing(begun.outcomes):
-        for record in _new_records(begun, known):
-            log.append(record)
-            records.append(record)
-    return records
+def _next_told(
+    in_flight: Sequence[_Round], journal: Journal, arrivals: queue.SimpleQueue, step: int
+) -> _Round | None:
+    """Waits until the next round can be told, and returns it; None if no other ever can."""
+    while True:
+        _log_known(in_flight, journal)
+        for begun in in_flight:
+            is_whole = len(begun.requests) == journal.trials_per_round
+            if is_whole and journal.told[step : step + 1] == [begun.number]:
+                return begun
+        if not any(begun.waiting for begun in in_flight):
+            return None
+        number = in_flight[0].number if journal.in_order else arrivals.get()
+        source = next(begun for begun in in_flight if begun.number == number)
+        index, result = next(source.outcomes)
+        own = list(source.fresh)[index]
+        journal.known[own] = (source.fresh[own].trial, result)
 
 
-def _new_records(begun: _Round, known: _Known) -> Generator[TrialRecord]:
-    """Yields the trials that weren't logged, each as soon as all before it are there."""
-    identities = list(begun.fresh)
-    for request in begun.requests[len(begun.logged) :]:
-        own = identity(request.task_name, request.design)
-        while own not in known:
-            index, result = next(begun.outcomes)
-            known[identities[index]] = (begun.fresh[identities[index]].trial, result)
-        trial, result = known[own]
-        if trial != request.trial:  # a repeat costs nothing
-            result = result._replace(seconds=0.0, samples=0, bucket="log")
-        design = dict(request.design)
-        yield TrialRecord(
-            request.task_name, request.trial, design, **result._asdict(), round=begun.number
-        )
+def _log_known(in_flight: Sequence[_Round], journal: Journal) -> None:
+    """Logs what is known of rounds in flight; in order, the first one's up to what isn't known.
+
+    So a trial that repeats another one's design always stands behind it.
+    """
+    for begun in in_flight[:1] if journal.in_order else in_flight:
+        left: list[tuple[str, Request]] = []
+        for own, request in begun.waiting:
+            if own in journal.known and not (journal.in_order and left):
+                journal.add(request, begun.number)
+            else:
+                left.append((own, request))
+        begun.waiting[:] = left
 
 
 def _train_shared(
-    trainer: Executor, requests: Sequence[Request]
+    trainer: Executor, requests: Sequence[Request], arrived: Callable[[], None]
 ) -> Generator[tuple[int, TrialResult]]:
     """Returns what `Executor.train` does, in every process; each has trained its share."""
     if jax.process_count() == 1:
-        return trainer.train(requests)
+        return trainer.train(requests, arrived)
     return _train_share(trainer, requests)
 
 
@@ -339,62 +359,42 @@ def _train_share(
             yield index, TrialResult(*result)
 
 
-def _known_results(log: TrialLog) -> _Known:
-    known: _Known = {}
-    for record in log.records:
-        result = TrialResult(*(getattr(record, name) for name in TrialResult._fields))
-        known.setdefault(identity(record.task, record.decisions), (record.trial, result))
-    return known
+class _Watch(NamedTuple):
+    """Shows a search's progress."""
 
+    setup: RoundSetup
+    journal: Journal
+    tracker: Tracker
+    label: str
+    start: float  # time.monotonic()
+    num_before: int  # trials that were there at the start
 
-def identity(task_name: str, design: Mapping[str, Choice]) -> str:
-    """Returns what is the same for two trials of the same design on the same task."""
-    return json.dumps([task_name, dict(design)])
-
-
-def check_logged(record: TrialRecord, request: Request) -> None:
-    """Checks that a trial in the log is the one that the search makes again.
-
-    Raises:
-      UserError: it has another design.
-    """
-    if record.decisions != dict(request.design):
-        raise UserError(
-            f"trial {record.trial} of {record.task} in the log has another design than this "
-            "search gives it; the log was edited, or written by another version"
+    def show(self, num_rounds: int, last: _Round, metrics: Metrics) -> None:
+        """Shows where the search stands after so many rounds, with the learner's metrics."""
+        records, names = self.journal.log.records, self.setup.task_names
+        stats = self.setup.trainer.stats
+        seconds = max(time.monotonic() - self.start, 1e-9)
+        speed = (len(records) - self.num_before) / seconds
+        total = self.setup.num_trials
+        means, bests = (
+            {
+                name: [r.reward for r in rows if r.task == name and r.reward is not None]
+                for name in names
+            }
+            for rows in (last.records(self.journal), records)
         )
-
-
-def _progress(
-    setup: RoundSetup,
-    records: Sequence[TrialRecord],
-    rounds: tuple[int, int],
-    label: str,
-    seconds: float,
-    num_new: int,
-    metrics: Metrics,
-) -> Progress:
-    stats = setup.trainer.stats
-    speed = num_new / max(seconds, 1e-9)
-    total = setup.budget.num_trials * len(setup.task_names)
-    rewards = {
-        name: [r.reward for r in records if r.task == name and r.reward is not None]
-        for name in setup.task_names
-    }
-    last = [r for r in records if r.round == rounds[0] - 1 and r.reward is not None]
-    return Progress(
-        label=label,
-        round=rounds[0],
-        num_rounds=rounds[1],
-        trials=len(records),
-        trials_per_second=speed,
-        idle_share=stats.idle_share,
-        num_programs=stats.programs,
-        mean_reward={
-            name: float(np.mean([r.reward for r in last if r.task == name]))
-            for name in {r.task for r in last}
-        },
-        best_reward={name: max(values) for name, values in rewards.items() if values},
-        scalars={name: float(value) for name, value in metrics.items()},
-        seconds_left=(total - len(records)) / speed if speed else float("nan"),
-    )
+        self.tracker.show(
+            Progress(
+                label=self.label,
+                round=num_rounds,
+                num_rounds=-(-total // self.journal.trials_per_round),
+                trials=len(records),
+                trials_per_second=speed,
+                idle_share=stats.idle_share,
+                num_programs=stats.programs,
+                mean_reward={name: float(np.mean(found)) for name, found in means.items() if found},
+                best_reward={name: max(found) for name, found in bests.items() if found},
+                scalars={name: float(value) for name, value in metrics.items()},
+                seconds_left=(total - len(records)) / speed if speed else float("nan"),
+            )
+        )

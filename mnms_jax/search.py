@@ -1,7 +1,7 @@
 """A search as pure functions: ask for children to train, tell their rewards."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import chex
@@ -11,7 +11,7 @@ import numpy as np
 
 from mnms_jax import replay as replay_lib
 from mnms_jax.advantage import Baseline, init_baseline, update_baseline
-from mnms_jax.candidates import Numbers, choose, make_candidates
+from mnms_jax.candidates import Numbers, add_pending, choose, make_candidates
 from mnms_jax.learner import Learner, Metrics
 from mnms_jax.replay import Batch, ReplayBank, Suggestions
 from mnms_jax.reward_model import Expectations, Knowledge, Ranker, Trials, fit_expectations
@@ -32,6 +32,7 @@ class SearchState(NamedTuple):
     key: PRNGKey  # []
     knowledge: Any = None  # for each task, the ranker's model of its sources; arrays [T, ...]
     suggestions: Suggestions | None = None  # for each task; arrays [T, ...]
+    pending: ReplayBank | None = None  # trials asked for and not told, without rewards; for `ask`
 
 
 class Proposal(NamedTuple):
@@ -47,7 +48,8 @@ class Search(NamedTuple):
 
     Attributes:
       init: key -> state.
-      ask: state -> the round's proposal. Asking twice gives the same proposal.
+      ask: state -> the round's proposal. Asking twice gives the same proposal. See `with_pending`
+        for rounds that were asked for and aren't told yet.
       tell: state, proposal, rewards [B] (NaN: the trial failed) -> state, metrics.
     """
 
@@ -78,9 +80,9 @@ def make_search(
       num_tasks: number of tasks T.
       trials_per_task: children that a round trains on every task, so that B is T times this.
       replay_capacity: trials kept of every task; at least a round's.
-      ranker: chooses a round's trials from more designs, and none that the replay bank holds as
-        long as there are others, by what the trials of the search's other tasks say too; without
-        one, the policy's samples are the trials.
+      ranker: chooses a round's trials from more designs, and none that the replay bank holds or
+        that is pending as long as there are others, by what the trials of the search's other tasks
+        say too; without one, the policy's samples are the trials.
       numbers: of the designs that the ranker chooses from, for every task.
       num_suggested: among the first so many trials of a task every other one is the state's next
         suggestion, whatever the ranker says.
@@ -133,6 +135,27 @@ def make_search(
         return state, metrics
 
     return Search(jax.jit(init), jax.jit(ask), jax.jit(tell))
+
+
+def with_pending(state: SearchState, proposals: Iterable[Proposal], most: int) -> SearchState:
+    """Returns a state whose `ask` knows of rounds that were asked for and aren't told yet.
+
+    A ranker chooses none of their designs again, and counts on what it expects of them.
+
+    Args:
+      state: of a search.
+      proposals: the rounds.
+      most: trials of a task that there is room for, the same each time so that `ask` is compiled
+        once; with 0, nothing is said of them.
+    """
+    if not most:
+        return state
+    num_tasks, _, num_decisions = state.replay.actions.shape
+    pending = replay_lib.init_replay(num_tasks, most, num_decisions)
+    for proposal in proposals:
+        unknown = jnp.full(proposal.task_ids.shape, jnp.nan)
+        pending = replay_lib.add(pending, Batch(*proposal, rewards=unknown))
+    return state._replace(pending=pending)
 
 
 def _round_key(state: SearchState, use: int) -> PRNGKey:
@@ -195,6 +218,10 @@ def _make_chooser(
         trials = trials._replace(features=ranker.describe(known, trials.actions))
         features = ranker.describe(known, designs)
         rank = functools.partial(ranker.rank, known)
+        if state.pending is not None:
+            pending = _trials(state.pending, task_id)
+            described = ranker.describe(known, pending.actions)
+            trials = add_pending(rank, trials, pending._replace(features=described))
         return choose(rank, designs, features, trials, number, suggestions, num_suggested)
 
     return choose_for

@@ -365,7 +365,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 # What searches that are older than a flag did.
-_BEFORE = {"reward": "accuracy", "max_train_examples": 0, "rounds_in_flight": 1}
+_BEFORE = {"reward": "accuracy", "max_train_examples": 0, "rounds_in_flight": 1, "tell": "ordered"}
 
 
 def _check_config(path: pathlib.Path, config: Mapping[str, Any], resumable: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from toy import SPACE
 
-from mnms_jax.candidates import Numbers, choose, make_candidates, mutate
+from mnms_jax.candidates import Numbers, add_pending, choose, make_candidates, mutate
 from mnms_jax.controller import make_policy
 from mnms_jax.replay import Suggestions
 from mnms_jax.reward_model import Ranking, Trials
@@ -134,6 +134,25 @@ def test_every_other_of_the_first_trials_is_the_next_suggestion():
     assert pick(rank, designs, nothing, 3, filled, 4).ravel().tolist() == [0, 5, 4]
     none = Suggestions(designs[:3], jnp.int32(0))
     assert pick(rank, designs, nothing, 3, none, 4).ravel().tolist() == [5, 4, 3]
+
+
+def test_what_is_pending_counts_as_tried_with_what_is_expected_of_it():
+    designs = jnp.array([[0], [1], [2], [3], [4]])
+    rank = rank_by([0.1, 0.2, 0.3, 0.4, 0.5])
+    tried = Trials(jnp.array([[4], [0]]), jnp.array([0.7, 0.0]), jnp.array([True, False]))
+    tried = tried._replace(features=2.0 * tried.actions)
+    pending = Trials(
+        jnp.array([[0], [3], [1]]), jnp.full(3, jnp.nan), jnp.array([True, True, False])
+    )
+    trials = add_pending(rank, tried, pending._replace(features=2.0 * pending.actions))
+    assert trials.valid.tolist() == [True, True, True, False, False]
+    assert trials.real.tolist() == [True, False, False, False, False]
+    assert trials.actions[:3].ravel().tolist() == [4, 0, 3]
+    assert trials.features[:3].ravel().tolist() == [8.0, 0.0, 6.0]
+    np.testing.assert_allclose(trials.rewards[:3], [0.7, 0.1, 0.4])
+    # Neither is chosen again; and the turns of suggestions go on behind them.
+    chosen = choose(rank, designs, 2.0 * designs, trials, 2, suggest(designs[:2]), 4)
+    assert chosen.ravel().tolist() == [2, 1]
 
 
 def test_after_ten_trials_every_other_one_is_by_the_tasks_own_trials_alone():

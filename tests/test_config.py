@@ -28,6 +28,7 @@ def test_defaults_are_valid_and_described():
         ({"lanes": -1}, "--lanes=-1: must be at least 0"),
         ({"rounds_in_flight": 0}, "--rounds_in_flight=0: must be at least 1"),
         ({"rounds_in_flight": 2, "learner": "trpo"}, "trpo learns from its own policy's trials"),
+        ({"tell": "first_done"}, "--rounds_in_flight=1: must be at least 2 with --tell"),
         ({"ray_address": "auto"}, "--ray_address=auto: this goes with --executor=ray"),
         ({"seed": -1}, "--seed=-1: must be from 0"),
         ({"seed": 2**32}, "--seed=4294967296"),
@@ -145,7 +146,6 @@ def test_a_misspelt_flag_or_value_is_answered_with_the_right_one(flag, message):
     ("options", "message"),
     [
         ({"early_stopping": 0.5, "reward": "accuracy - samples/1e9"}, "--early_stopping=0.5"),
-        ({"rounds_in_flight": 2}, "would choose the sources' best designs again"),
     ],
 )
 def test_options_that_spoil_each_other_are_refused(options, message):

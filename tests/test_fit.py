@@ -1,3 +1,5 @@
+import functools
+import queue
 import threading
 import time
 
@@ -73,6 +75,22 @@ def test_closing_leaves_out_what_has_not_begun(family):
     seen = len(trained)
     time.sleep(0.3)
     assert len(trained) == seen
+
+
+def test_calls_go_on_at_once_from_when_they_are_made(family):
+    trainer = make_trainer((TASK,), family, num_workers=1)
+    sizes = ({}, HIDDEN, HIDDEN | {"hidden_layers": 2})
+    wanted = [Request(0, "one", 0, design(family, **size)) for size in sizes]
+    arrived: queue.SimpleQueue = queue.SimpleQueue()
+    first = trainer.train(wanted[:1], functools.partial(arrived.put, 1))
+    second = trainer.train(wanted[1:], functools.partial(arrived.put, 2))
+    assert arrived.get(timeout=60) == 1  # before anything is taken
+    found = [*dict(first).values()]  # at whose end the other call's programs aren't forgotten
+    assert [arrived.get(timeout=60) for _ in range(2)] == [2, 2]
+    found += [result for _, result in sorted(second)]
+    for result, request in zip(found, wanted, strict=True):
+        again = dict(trainer.train([request]))[0]
+        assert again._replace(seconds=0) == result._replace(seconds=0)
 
 
 def test_the_idle_share_is_of_training_and_waiting():

@@ -1,3 +1,5 @@
+import queue
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -5,6 +7,7 @@ from toy import SPACE
 
 from mnms_jax import run
 from mnms_jax.controller import make_random_policy
+from mnms_jax.journal import Journal
 from mnms_jax.learner import make_null_learner
 from mnms_jax.run import Budget, RoundSetup
 from mnms_jax.search import make_search
@@ -23,7 +26,7 @@ class NotingTrainer:
         self.prefetched, self.rounds = [], []
         self.prefetch = self.prefetched.append
 
-    def train(self, requests):
+    def train(self, requests, arrived=None):
         self.rounds.append([request._replace(rung_accuracies=()) for request in requests])
         return ((i, TrialResult(None, "noted", 0.0, 0, "")) for i in range(len(requests)))
 
@@ -34,32 +37,31 @@ def search():
     return make_search(SPACE, policy, learner, num_tasks=2, trials_per_task=2)
 
 
-def setup_of(search, **kwargs):
-    return RoundSetup(SPACE, ("one", "two"), search, NotingTrainer(), Budget(7), **kwargs)
+def setup_of(search):
+    return RoundSetup(SPACE, ("one", "two"), search, NotingTrainer(), Budget(7))
 
 
-@pytest.mark.parametrize("ahead", [0, 1])
-def test_what_random_search_trains_is_prefetched_before(tmp_path, search, ahead):
-    setup = setup_of(search, rounds_in_flight=ahead + 1)
+def test_what_random_search_trains_is_prefetched_before(tmp_path, search):
+    setup = setup_of(search)
     state = search.init(jax.random.key(0))
     with open_workdir(tmp_path, {}) as workdir, Tracker(tmp_path) as tracker:
         run.run_rounds(setup, state, workdir, tracker, "random")
     rounds = setup.trainer.rounds
     assert len(rounds) == 4 and 0 < sum(map(len, rounds)) < 14  # the rest are repeats
-    assert setup.trainer.prefetched == rounds[ahead + 1 :]
+    assert setup.trainer.prefetched == rounds[1:]
 
 
 def test_each_of_two_processes_prefetches_what_it_trains(tmp_path, search, monkeypatch):
     proposal = search.ask(search.init(jax.random.key(0)))
     actions = jnp.array([[0, 0, 0], [1, 0, 0], [0, 0, 0], [2, 0, 0]])
     repeating = proposal._replace(task_ids=jnp.array([0, 1, 0, 1]), actions=actions)
-    log = TrialLog(tmp_path / "trials.jsonl")
+    journal = Journal(TrialLog(tmp_path / "trials.jsonl"), 4)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(run, "exchange", lambda message: [message])
     for process, number in ((0, 2), (1, 1)):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         setup = setup_of(search)
-        run._prefetch(setup, repeating, 0, {}, ())
-        begun = run._begin_round(setup, repeating, 0, log, {}, ())
+        run._prefetch(setup, repeating, 0, journal, ())
+        begun = run._begin_round(setup, repeating, 0, journal, (), queue.SimpleQueue())
         assert len(list(begun.outcomes)) == number
         assert setup.trainer.prefetched == setup.trainer.rounds

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pathlib
 import signal
+import threading
 import time
 import types
 
@@ -39,21 +40,40 @@ FAMILY = make_family(
 DEADLY = 10**6  # trials from here on kill whoever trains them
 
 
+# The same decisions, with children that train for long enough to be interrupted.
+LONG = make_family(
+    lowercase=(True, False),
+    deep_learning_rate=(0.01, 0.02, 1e30),
+    samples=(150_000, 160_000, 170_000),
+)
+
+
 class Mortal:
     """A trainer whose process is killed when it has trained a child, and before it says so.
 
-    Once each, by the trials in the folder whose names are files there, or by deadly ones.
+    Once each, by the trials in the folder whose names are files there, or by deadly ones. While its
+    program runs, a file there has its process's number as name.
     """
 
     def __init__(self, folder):
         self._folder = folder
-        self._trainer = make_trainer(TASKS, FAMILY, num_workers=1)
+        self._trainer = make_trainer(TASKS, FAMILY, num_workers=1, lanes=2)
+        self._running = folder / str(os.getpid())
+        run = self._trainer._run
+
+        def note(*chunk):
+            outputs = run(*chunk)  # which returns when the program has begun
+            self._running.touch()
+            return outputs
+
+        self._trainer._run = note
 
     def __getattr__(self, name):
         return getattr(self._trainer, name)
 
     def train(self, requests):
         results = list(self._trainer.train(requests))
+        self._running.unlink()
         for request in requests:
             with contextlib.suppress(FileNotFoundError):
                 if request.trial < DEADLY:
@@ -85,7 +105,7 @@ def workers(connected, folder):
 
 @pytest.fixture(scope="module")
 def local():
-    return make_trainer(TASKS, FAMILY)
+    return make_trainer(TASKS, FAMILY, lanes=2)
 
 
 class Silent:
@@ -100,11 +120,12 @@ def search():
     return mnms.make_search(FAMILY.space, policy, learner, num_tasks=2, trials_per_task=3)
 
 
-def trials(path, search, trainer, rounds_in_flight):
+def trials(path, search, trainer, rounds_in_flight, **changes):
     """Returns the log of a search."""
     setup = RoundSetup(
         FAMILY.space, NAMES, search, trainer, Budget(9), rounds_in_flight=rounds_in_flight
     )
+    setup = setup._replace(**changes)
     with open_workdir(path, {}) as workdir:
         run_rounds(setup, search.init(jax.random.key(0)), workdir, Silent(), "ppo")
     return lines(path)
@@ -129,6 +150,38 @@ def test_a_killed_worker_changes_nothing(
     killed = trials(tmp_path / "killed", search, workers, rounds_in_flight)
     assert not list(folder.iterdir())  # it was
     assert killed == expected
+
+
+@pytest.fixture(scope="module")
+def long_trials(tmp_path_factory, search, local):
+    path = tmp_path_factory.mktemp("long")
+    return trials(path, search, local, 2, space=LONG.space, budget=Budget(6))
+
+
+@pytest.mark.parametrize("in_order", [True, False], ids=["ordered", "first_done"])
+def test_nothing_is_lost_when_a_worker_is_killed_in_mid_bucket(
+    tmp_path, search, workers, folder, long_trials, in_order
+):
+    def kill():
+        while not (running := list(folder.iterdir())):
+            time.sleep(0.01)
+        os.kill(int(running[0].name), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    changes = {"space": LONG.space, "budget": Budget(6), "in_order": in_order}
+    found = trials(tmp_path, search, workers, 2, **changes)
+    killer.join()
+    (left,) = folder.iterdir()  # it died before its program had ended
+    left.unlink()
+    # In whatever order the two rounds are told, their trials are the same.
+    assert found == long_trials or not in_order
+    assert sorted(found, key=by_number) == long_trials
+    assert sum(row["bucket"] != "log" for row in found) > 4
+
+
+def by_number(row):
+    return row["trial"], row["task"]
 
 
 def test_workers_count_their_time(workers):

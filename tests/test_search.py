@@ -19,7 +19,7 @@ from mnms_jax.learner import (
 from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss
 from mnms_jax.replay import Batch, add, best, sample
 from mnms_jax.reward_model import make_ranker
-from mnms_jax.search import make_search
+from mnms_jax.search import make_search, with_pending
 from mnms_jax.space import Decision, SearchSpace
 from mnms_jax.types import LEARNERS
 
@@ -233,16 +233,33 @@ def test_a_task_learns_from_the_others_trials_as_far_as_they_fit(related, key):
     assert (likeness > 0.8).all() if related else (likeness < 0.5).all()
 
 
-def test_with_a_ranker_no_design_is_tried_twice_until_all_were():
-    policy = make_random_policy(SPACE)
-    search = make_search(
-        SPACE,
-        policy,
-        make_null_learner(),
-        num_tasks=NUM_TASKS,
-        trials_per_task=3,
-        ranker=make_ranker(SPACE),
+def ranked():
+    """Returns a random policy, and a search of three trials a task and round with a ranker."""
+    policy, ranker = make_random_policy(SPACE), make_ranker(SPACE)
+    learner = make_null_learner()
+    return policy, make_search(
+        SPACE, policy, learner, num_tasks=NUM_TASKS, trials_per_task=3, ranker=ranker
     )
+
+
+def test_no_design_is_asked_for_again_while_it_is_pending():
+    _, search = ranked()
+    state = search.init(jax.random.key(0))
+    first = search.ask(with_pending(state, [], 6))
+    state, _ = search.tell(state, first, rewards_of(first))
+    asked = []
+    for number in range(2):
+        state = state._replace(step=jnp.int32(number + 1))
+        asked.append(search.ask(with_pending(state, asked, 6)))
+    for task_id in range(NUM_TASKS):
+        designs = [
+            row for p in (first, *asked) for row in p.actions[p.task_ids == task_id].tolist()
+        ]
+        assert len(set(map(tuple, designs))) == 9  # all that there are
+
+
+def test_with_a_ranker_no_design_is_tried_twice_until_all_were():
+    policy, search = ranked()
     state, tried = search.init(jax.random.key(0)), [[], []]
     for _ in range(4):
         proposal = search.ask(state)

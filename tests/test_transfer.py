@@ -10,6 +10,7 @@ from mnms_jax.controller import choice_frequencies, make_policy
 from mnms_jax.learner import imitate
 from mnms_jax.replay import best
 from mnms_jax.reward_model import fit_reward_model
+from mnms_jax.search import with_pending
 from mnms_jax.space import Decision, SearchSpace
 from mnms_jax.transfer import (
     WarmStart,
@@ -162,6 +163,18 @@ def test_every_other_of_the_first_trials_is_a_sources_best_design(key, trials_pe
     assert all(design in best for design in tried[:6:2])
     first = {tuple(own[0].tolist()) for own in wanted}
     assert first <= set(tried[:6]) and tried[0] in first
+
+
+def test_the_sources_best_designs_are_suggested_behind_what_is_pending(key):
+    _, search = make_transfer_search(key, WIDE, make_sources())
+    state, asked = search.init(key), []
+    for number in range(3):
+        state = state._replace(step=jnp.int32(number))
+        asked.append(search.ask(with_pending(state, asked, 4)))
+    designs = [tuple(row) for proposal in asked for row in proposal.actions.tolist()]
+    assert len(set(designs)) == 6
+    suggested = [tuple(row) for row in state.suggestions.designs[0].tolist()]
+    assert designs[::2] == [d for d in suggested if d not in designs[1::2]][:3]
 
 
 def test_a_warm_start_repeats_itself(key):

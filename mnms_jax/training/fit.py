@@ -4,7 +4,6 @@ import concurrent.futures
 import functools
 import os
 import pathlib
-import queue
 import threading
 import time
 import zlib
@@ -21,7 +20,7 @@ from mnms_jax.training.executables import ProgramFolder, program_key
 from mnms_jax.training.judge import Judge, TrialResult, num_steps, variable_shapes
 from mnms_jax.training.optimizer import coefficients
 from mnms_jax.training.plan import Chunk, choose_lanes, cost_model, plan_chunks
-from mnms_jax.training.pool import FutureProgram, IdleClock, Program, ProgramPool, collect
+from mnms_jax.training.pool import FutureProgram, IdleClock, Program, ProgramPool, Results
 from mnms_jax.training.program import (
     BATCH_SIZE,
     Outcome,
@@ -143,6 +142,7 @@ class Trainer:
         self._lock = threading.Lock()
         self._run_seconds = 0.0
         self._upcoming: Sequence[Request] = ()
+        self._num_calls = 0  # of `train` that go on
 
     @property
     def stats(self) -> TrainerStats:
@@ -167,18 +167,27 @@ class Trainer:
     def prefetch(self, requests: Sequence[Request]) -> None:
         """Has the programs of children compiled that will probably be trained soon.
 
-        By the next `train`, after all that its own children need; what hasn't begun when that ends
-        is forgotten.
+        While children are trained, after all that these need; what hasn't begun when no call of
+        `train` goes on any more is forgotten.
         """
         self._upcoming = list(requests)
+        if self._num_calls:
+            self._begin_upcoming()
 
-    def train(self, requests: Sequence[Request]) -> Generator[tuple[int, TrialResult]]:
-        """Trains children and yields (index of the request, result) as they finish.
+    def train(
+        self, requests: Sequence[Request], arrived: Callable[[], None] = lambda: None
+    ) -> Generator[tuple[int, TrialResult]]:
+        """Has children trained from now on; yields (index of the request, result) as they finish.
 
-        Closing the generator leaves out the children whose training hasn't begun.
+        Each time, `arrived` is called by whatever thread. Closing the generator leaves out the
+        children whose training hasn't begun. Several calls may go on at once.
         """
+        outcomes = self._train_all(requests, Results(arrived))
+        next(outcomes)  # as far as to hand them out
+        return outcomes
+
+    def _train_all(self, requests: Sequence[Request], results: Results) -> Generator[Any]:
         specs = [self._family.make_spec(request.design) for request in requests]
-        results: queue.SimpleQueue = queue.SimpleQueue()
         closed = threading.Event()
 
         def guarded(function: Callable[..., None], *args: Any) -> None:
@@ -200,11 +209,15 @@ class Trainer:
             program = self._program(requests[chunk.members[0]], specs[chunk.members[0]])
             program.add_done_callback(functools.partial(guarded, submit, chunk))
         self._begin_upcoming()
+        self._num_calls += 1
         try:
-            yield from collect(results, len(requests))
+            yield None
+            yield from results.take(len(requests))
         finally:
             closed.set()
-            self._programs.forget_queued()
+            self._num_calls -= 1
+            if not self._num_calls:
+                self._programs.forget_queued()
 
     def fit(self, request: Request) -> tuple[Outcome, Params]:
         """Trains one child again, exactly as before, and returns its variables too."""

@@ -23,13 +23,28 @@ class Program(NamedTuple):
 FutureProgram: TypeAlias = concurrent.futures.Future[Program]
 
 
-def collect(results: queue.SimpleQueue, number: int) -> Generator[Any]:
-    """Yields so many results as they come; an exception among them is raised."""
-    for _ in range(number):
-        found = results.get()
-        if isinstance(found, BaseException):
-            raise found
-        yield found
+class Results:
+    """What comes of a call of `train`, put by any thread and taken by one.
+
+    Args:
+      arrived: called each time that there is something to be taken.
+    """
+
+    def __init__(self, arrived: Callable[[], None]):
+        self._queue: queue.SimpleQueue = queue.SimpleQueue()
+        self._arrived = arrived
+
+    def put(self, found: Any) -> None:
+        self._queue.put(found)
+        self._arrived()
+
+    def take(self, number: int) -> Generator[Any]:
+        """Yields so many results as they come; an exception among them is raised."""
+        for _ in range(number):
+            found = self._queue.get()
+            if isinstance(found, BaseException):
+                raise found
+            yield found
 
 
 class ProgramPool:

@@ -11,7 +11,6 @@ import dataclasses
 import itertools
 import logging as stdlib_logging
 import os
-import queue
 import signal
 import threading
 import time
@@ -26,7 +25,7 @@ from mnms_jax.training.executables import foundation
 from mnms_jax.training.fit import Request, Trainer, TrainerStats
 from mnms_jax.training.judge import TrialResult
 from mnms_jax.training.plan import plan_chunks
-from mnms_jax.training.pool import collect
+from mnms_jax.training.pool import Results
 from mnms_jax.types import ChildSpec, Choice, UserError
 
 _START_SECONDS = 300  # without a worker, after which a search gives up
@@ -95,7 +94,7 @@ class _Child:
     index: int  # in this call
     request: Request
     architecture: Hashable
-    results: queue.SimpleQueue  # of this call
+    results: Results  # of this call
     deaths: int = 0  # of workers that trained it
 
 
@@ -162,7 +161,7 @@ class RayTrainer:
         self._changed = threading.Condition()  # the lock of all that follows
         self._pending: list[_Child] = []
         self._calls = itertools.count()
-        self._open: list[queue.SimpleQueue] = []  # results of calls that go on
+        self._open: list[Results] = []  # of calls that go on
         self._actors: set[Any] = set()  # starting ones too
         self._num_ready = 0
         self._last_ready = time.monotonic()
@@ -189,12 +188,15 @@ class RayTrainer:
     def prefetch(self, requests: Sequence[Request]) -> None:
         """Does nothing: a worker compiles what it needs while the others train."""
 
-    def train(self, requests: Sequence[Request]) -> Generator[tuple[int, TrialResult]]:
+    def train(
+        self, requests: Sequence[Request], arrived: Callable[[], None] = lambda: None
+    ) -> Generator[tuple[int, TrialResult]]:
         """Has children trained from now on; yields (index of the request, result) as they finish.
 
-        Closing the generator leaves out the children whose training hasn't begun.
+        Each time, `arrived` is called by whatever thread. Closing the generator leaves out the
+        children whose training hasn't begun.
         """
-        outcomes = self._train(requests)
+        outcomes = self._train(requests, Results(arrived))
         next(outcomes)  # as far as to hand them out
         return outcomes
 
@@ -209,8 +211,7 @@ class RayTrainer:
         for thread in self._threads:
             thread.join(10)
 
-    def _train(self, requests: Sequence[Request]) -> Generator[Any]:
-        results: queue.SimpleQueue = queue.SimpleQueue()
+    def _train(self, requests: Sequence[Request], results: Results) -> Generator[Any]:
         specs = [self._make_spec(request.design) for request in requests]
         order = [index for chunk in plan_chunks(specs) for index in chunk.members]
         with self._changed:
@@ -224,7 +225,7 @@ class RayTrainer:
             self._changed.notify_all()
         try:
             yield None
-            yield from collect(results, len(requests))
+            yield from results.take(len(requests))
         finally:
             with self._changed:
                 self._pending = [child for child in self._pending if child.call != call]
