@@ -28,9 +28,8 @@ class Journal:
         self.log = log
         self.trials_per_round = trials_per_round
         self.in_order = in_order
-        self.known: dict[
-            str, tuple[int, TrialResult]
-        ] = {}  # by design, the trial that first had it
+        # By design, the trial that first had it, and its result.
+        self.known: dict[str, tuple[int, TrialResult]] = {}
         self._records: dict[tuple[str, int], TrialRecord] = {}  # by task and trial
         self._sizes: collections.Counter[int] = collections.Counter()  # trials by round
         self._whole: list[int] = []  # rounds, by the place of their last trial
