@@ -6,6 +6,7 @@ Command: python -m benchmarks.bad_inputs
 Cost: five minutes on two CPU cores.
 """
 
+import os
 import pathlib
 import shutil
 import subprocess
@@ -142,6 +143,7 @@ def try_command(folder: pathlib.Path, command: Sequence[str]) -> tuple[int, str,
         capture_output=True,
         text=True,
         check=False,
+        env=os.environ | {"PYTHON": sys.executable},  # for launch/local.sh
     )
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     said = next((line for line in reversed(lines) if "error: " in line), "")
