@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from mnms_jax.children.ragged import group_lengths
 from mnms_jax.children.text import TextArchitecture, TextPreprocessing, TextSizes
@@ -23,11 +24,14 @@ from mnms_jax.tasks.text import (
     encode,
     fit_encoder,
     make_batch,
+    text_lengths,
 )
 from mnms_jax.training.program import BATCH_SIZE
 from mnms_jax.types import Array, ChildData, ChildSpec, Task
 
 _T = TypeVar("_T")
+
+_CUT = 0.1  # share of a task's texts that may be cut without a word
 
 # Groups of texts in a batch, each with a length of its own: more groups mean less padding, but more
 # kernels to compile.
@@ -56,7 +60,15 @@ class TextInputs:
         self.sizes = sizes
         self.num_classes = max(task.num_classes for task in tasks)
         self._vectors = vectors
-        self._length = common_length([task.splits["train"] for task in tasks], sizes.length)
+        lengths = [text_lengths(task.splits["train"]) for task in tasks]
+        self._length = common_length(lengths, sizes.length)
+        for task, own in zip(tasks, lengths, strict=True):
+            if (cut := np.mean(own > self._length)) > _CUT:
+                logging.warning(
+                    "%s: %.0f %% of its texts are longer than %d words, the most that this space "
+                    "takes, and are cut there",
+                    *(task.name, 100 * cut, self._length),
+                )
         self._num_rows = common_num_rows(tasks)
         self._kept: dict[Hashable, Any] = {}
         self._lock = threading.RLock()

@@ -118,13 +118,15 @@ def tokenize(text: str, preprocessing: TextPreprocessing) -> list[str]:
     return find_words(text, marks=not preprocessing.strip)
 
 
-def common_length(splits: Sequence[Split], limit: int, percentile: float = 95.0) -> int:
-    """Returns the number of words, a multiple of 8, that this share of every task's texts fits."""
+def text_lengths(split: Split) -> np.ndarray:
+    """Returns how many words each text has at most, whatever the preprocessing, int [N]."""
     longest = TextPreprocessing(lowercase=False, strip=False)
-    fits = [
-        np.percentile([len(tokenize(text, longest)) for text in split.inputs], percentile)
-        for split in splits
-    ]
+    return np.array([len(tokenize(text, longest)) for text in split.inputs])
+
+
+def common_length(lengths: Sequence[np.ndarray], limit: int, percentile: float = 95.0) -> int:
+    """Returns the number of words, a multiple of 8, that this share of every task's texts fits."""
+    fits = [np.percentile(own, percentile) for own in lengths]
     return min(limit, _round_up(max(*fits, 1)))
 
 

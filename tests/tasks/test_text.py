@@ -18,9 +18,10 @@ from mnms_jax.tasks.text import (
     make_batch,
     normalize,
     split_texts,
+    text_lengths,
     tokenize,
 )
-from mnms_jax.types import Split
+from mnms_jax.types import Split, Task
 
 _SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
@@ -134,10 +135,26 @@ def test_tokenize(lowercase, strip, expected):
 
 
 def test_common_length_is_a_multiple_of_eight_that_fits_most():
-    split = Split(tuple("a " * n for n in range(1, 101)), np.zeros(100, np.int32))
-    assert common_length([split], limit=256) == 96  # the 95th percentile is 95.05
-    assert common_length([split], limit=40) == 40
-    assert common_length([Split(("",), np.zeros(1, np.int32))], limit=40) == 8
+    lengths = text_lengths(Split(tuple("a " * n for n in range(1, 101)), np.zeros(100, np.int32)))
+    assert lengths.tolist() == [*range(1, 101)]
+    assert common_length([lengths], limit=256) == 96  # the 95th percentile is 95.05
+    assert common_length([lengths], limit=40) == 40
+    assert common_length([np.zeros(1, int)], limit=40) == 8
+
+
+def test_it_is_said_when_many_texts_are_cut(caplog):
+    splits = {
+        name: Split(tuple("word " * n for n in range(30, 50)), np.arange(20, dtype=np.int32) % 2)
+        for name in ("train", "validation", "test")
+    }
+    long, short = (Task(name, splits, ("a", "b")) for name in ("long", "short"))
+    TextInputs([short], PRESETS["full"], {})
+    assert not caplog.messages
+    TextInputs([long], PRESETS["cpu"], {})
+    assert caplog.messages == [
+        "long: 45 % of its texts are longer than 40 words, the most that this space takes, and "
+        "are cut there"
+    ]
 
 
 def test_vocabulary_holds_the_commonest_words_of_the_training_texts():
