@@ -1,6 +1,6 @@
 """A search's trials as Optuna studies, one a task; optuna-dashboard shows them.
 
-Command: python -m experiments.to_optuna --workdir=runs/multitask --storage=sqlite:///trials.db
+Command: python -m experiments.to_optuna --workdir=runs/multitask --storage=sqlite:///runs/trials.db
 Variants:
   --workdir=runs/multitask/random --study=random     random search, for comparison
 The search may still be running; the same command adds what is new.

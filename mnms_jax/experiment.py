@@ -68,7 +68,7 @@ def _load_sources(config: Config, bench: Bench) -> SavedController | None:
             f"--reward={config.reward}: what {path} learned was rewarded with {sources.reward!r}, "
             "which can't be compared; take that, or start from another controller"
         )
-    if sources.skip_connection != config.skip_connection:
+    if sources.skip_connection not in (None, config.skip_connection):
         own = "with" if sources.skip_connection else "without"
         raise UserError(
             f"--skip_connection={config.skip_connection}: the policy in {path} was trained {own} "
@@ -154,6 +154,12 @@ def run_experiment(config: Config) -> dict:
         if config.learner == "random":
             raise UserError("--learner=random: random search has nothing to transfer")
     require_sinks(config.track)
+    if config.trials_per_task >= config.num_trials > 1 and config.learner != "random":
+        logging.warning(
+            "all trials are made in one round, before the controller learns anything; a smaller "
+            "--round_size than %d makes more rounds",
+            config.round_size,
+        )
     path = pathlib.Path(config.workdir).expanduser()
     with contextlib.ExitStack() as stack:
         refresh = stack.enter_context(_live_report(config, path))
@@ -304,15 +310,8 @@ def _conclude(
     }
     specialization = find_specialization(space, frequencies)
     if config.save_controller and config.learner != "random":
-        saved = to_save(
-            space,
-            bench.tasks,
-            state.params,
-            records,
-            sources,
-            config.reward,
-            config.skip_connection,
-        )
+        learned = (state.params, records, sources, config.reward, config.skip_connection)
+        saved = to_save(space, bench.tasks, *learned)
         save_controller(path / "controller", saved)
     summary = summary_json(summaries, specialization, config.reward)
     write_json(path / "summary.json", summary)

@@ -19,9 +19,10 @@ _LEAST_PAUSE = 50.0  # times what a drawing takes: it costs at most 2 % of a sea
 class LiveReport:
     """Keeps WORKDIR/report/report.html up to date; a context manager.
 
-    It is drawn between two rounds, when no child is being trained, every EVERY_SECONDS at most. The
-    page reloads itself until the search has ended, for which the whole report is written then, with
-    all its files. What is in the way of drawing is told once, and nothing is drawn any more.
+    It is drawn when a round has been told, every EVERY_SECONDS at most; meanwhile nothing else is
+    logged. The page reloads itself until the search has ended, for which the whole report is
+    written then, with all its files. What is in the way of drawing is told once, and nothing is
+    drawn any more.
 
     Args:
       workdir: of the search.

@@ -16,7 +16,7 @@ from mnms_jax.methods import import_optuna
 from mnms_jax.reward import ACCURACY, LARGEST
 from mnms_jax.saved_controller import SavedController
 from mnms_jax.space import SearchSpace
-from mnms_jax.store import TrialLog, TrialRecord, read_config
+from mnms_jax.store import BEFORE, TrialLog, TrialRecord, read_config
 from mnms_jax.transfer import make_bank
 from mnms_jax.types import Choice, TaskTraits, UserError
 
@@ -47,21 +47,26 @@ def add_to_optuna(path: pathlib.Path, storage: Any, name: str = "") -> dict[str,
     optuna = import_optuna("studies need it")
     config = _read_config(path)
     space = SearchSpace.from_json(config["decisions"])
-    identity = json.dumps(
-        {k: v for k, v in config.items() if k not in (*RESUMABLE, *DESCRIPTIVE)}, sort_keys=True
-    )
+    about = {k: v for k, v in config.items() if k not in (*RESUMABLE, *DESCRIPTIVE)}
     log = path / "trials.jsonl"
     records = TrialLog(log).records
     end = datetime.datetime.fromtimestamp(log.stat().st_mtime) if records else None
     added = {}
     for task in config["tasks"]:
         study_name = f"{name or path.absolute().name}/{task}"
-        study = _open_study(optuna, storage, study_name, identity)
+        study = _open_study(optuna, storage, study_name, about)
         known = {t.user_attrs.get("trial") for t in study.get_trials(deepcopy=False)}
         new = [r for r in records if r.task == task and r.trial not in known]
         study.add_trials([_to_trial(optuna, space, record, end) for record in new])
         added[study_name] = len(new)
     return added
+
+
+def _is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Returns whether two searches are one, which may be older than some of its flags."""
+    return all(
+        one.get(key, BEFORE.get(key)) == other.get(key, BEFORE.get(key)) for key in {*one, *other}
+    )
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
@@ -74,7 +79,7 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
     return config
 
 
-def _open_study(optuna: Any, storage: Any, name: str, identity: str) -> Any:
+def _open_study(optuna: Any, storage: Any, name: str, about: Mapping[str, Any]) -> Any:
     try:
         study = optuna.create_study(
             storage=storage, study_name=name, direction="maximize", load_if_exists=True
@@ -82,8 +87,9 @@ def _open_study(optuna: Any, storage: Any, name: str, identity: str) -> Any:
     except Exception as error:  # what storages raise has no common class
         line = str(error).strip().partition("\n")[0]
         raise UserError(f"--storage={storage}: Optuna can't use it: {line}") from error
-    found = study.user_attrs.get(_SEARCH, identity if not study.get_trials() else None)
-    if found != identity:
+    identity = json.dumps(about, sort_keys=True)
+    found = study.user_attrs.get(_SEARCH, "{}" if study.get_trials() else identity)
+    if not _is_same(json.loads(found), json.loads(identity)):
         raise UserError(
             f"--storage={storage}: study {name!r} has another search; take another --study"
         )
@@ -163,7 +169,8 @@ def load_studies(
 
 def _read_studies(optuna: Any, url: str, name: str) -> list[Any]:
     """Returns the studies of a name, those with one value to optimise, by their names."""
-    if urllib.parse.urlsplit(url).password:
+    parts = urllib.parse.urlsplit(url)
+    if parts.password or "passw" in parts.query:
         raise UserError(
             f"--from={PREFIX}...: its password would stand in config.json; leave it out, and give "
             "it as the database's own clients take it, e.g. in ~/.pgpass"
@@ -182,7 +189,8 @@ def _read_studies(optuna: Any, url: str, name: str) -> list[Any]:
     found = [study for study in studies if len(study.directions) == 1]
     if not found:
         known = f"it has {', '.join(names)}" if names else "it has none"
-        raise UserError(f"--from={PREFIX}{url}: no study with one value {name}; {known}")
+        called = f" is called {name} or {name}/..." if name else ""
+        raise UserError(f"--from={PREFIX}{url}: no study with one objective{called}; {known}")
     return found
 
 

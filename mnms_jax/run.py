@@ -16,7 +16,7 @@ from mnms_jax.devices import exchange, from_first
 from mnms_jax.executor import Executor
 from mnms_jax.journal import Journal, identity, rung_accuracies
 from mnms_jax.learner import Metrics
-from mnms_jax.search import Proposal, Search, SearchState, with_pending
+from mnms_jax.search import Proposal, Search, SearchState, pending_trials
 from mnms_jax.space import SearchSpace
 from mnms_jax.store import TrialRecord, Workdir
 from mnms_jax.tracking import Progress, Tracker
@@ -168,7 +168,7 @@ def _ask(
     Of these there are at most so many trials of a task as there is room for.
     """
     state = state._replace(step=jnp.int32(number))
-    return setup.search.ask(with_pending(state, asked.values(), room))
+    return setup.search.ask(state, pending_trials(state, asked.values(), room))
 
 
 def _kept(state: SearchState, asked: Mapping[int, Proposal]) -> Any:
@@ -218,8 +218,7 @@ def _prefetch(
     """Has the programs that the next round probably needs compiled while this one's train.
 
     They are those of the children that the round would have if the controller learned nothing from
-    this one: its random numbers are the next round's own. With several rounds in flight, the next
-    one's children are being trained.
+    this one: its random numbers are its own. Of several rounds in flight the next has begun.
     """
     fresh = _fresh(_requests(setup, proposal, round_index), journal, in_flight)
     setup.trainer.prefetch(_own_share(list(fresh.values())))

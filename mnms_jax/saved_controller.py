@@ -24,7 +24,7 @@ class SavedController(NamedTuple):
     trials: ReplayBank  # of each task, all that were finished
     traits: tuple[TaskTraits, ...]  # of each task
     reward: str = ACCURACY  # formula of the trials' rewards
-    skip_connection: bool = True  # of the policy
+    skip_connection: bool | None = True  # whether the policy has one; None: unknown
 
 
 def save_controller(path: pathlib.Path, controller: SavedController) -> None:
@@ -69,7 +69,7 @@ def load_controller(path: str | pathlib.Path) -> SavedController:
             tuple(TaskTraits(**{**row, "words": tuple(row["words"])}) for row in data["traits"]),
             # What older ones don't say:
             data.get("reward", ACCURACY),
-            data.get("skip_connection", True),
+            data.get("skip_connection"),
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} holds no controller of this version: {error!r}") from error

@@ -32,7 +32,6 @@ class SearchState(NamedTuple):
     key: PRNGKey  # []
     knowledge: Any = None  # for each task, the ranker's model of its sources; arrays [T, ...]
     suggestions: Suggestions | None = None  # for each task; arrays [T, ...]
-    pending: ReplayBank | None = None  # trials asked for and not told, without rewards; for `ask`
 
 
 class Proposal(NamedTuple):
@@ -48,13 +47,13 @@ class Search(NamedTuple):
 
     Attributes:
       init: key -> state.
-      ask: state -> the round's proposal. Asking twice gives the same proposal. See `with_pending`
-        for rounds that were asked for and aren't told yet.
+      ask: state -> the round's proposal. Asking twice gives the same proposal. A second argument
+        says what was asked for and isn't told yet, see `pending_trials`.
       tell: state, proposal, rewards [B] (NaN: the trial failed) -> state, metrics.
     """
 
     init: Callable[[PRNGKey], SearchState]
-    ask: Callable[[SearchState], Proposal]
+    ask: Callable[..., Proposal]
     tell: Callable[[SearchState, Proposal, Array], tuple[SearchState, Metrics]]
 
 
@@ -96,7 +95,7 @@ def make_search(
     evaluate = jax.vmap(policy.evaluate, in_axes=(None, 0, 0))
     if ranker is not None:
         chooser = _make_chooser(space, policy, ranker, trials_per_task, numbers, num_suggested)
-        choose_for = jax.vmap(chooser, (None, None, 0))
+        choose_for = jax.vmap(chooser, (None, None, None, 0))
 
     def init(key: PRNGKey) -> SearchState:
         init_key, key = jax.random.split(key)
@@ -110,13 +109,14 @@ def make_search(
             key,
         )
 
-    def ask(state: SearchState) -> Proposal:
+    def ask(state: SearchState, pending: ReplayBank | None = None) -> Proposal:
         key, ids = _round_key(state, _ASK), jnp.asarray(task_ids)
         if ranker is None:
             output = sample(state.params, jax.random.split(key, task_ids.size), ids)
         else:
             told = _expectations(space, state, num_tasks)
-            actions = choose_for(state, told, jnp.arange(num_tasks))  # [T, trials_per_task, D]
+            # [T, trials_per_task, D]
+            actions = choose_for(state, pending, told, jnp.arange(num_tasks))
             output = evaluate(state.params, jnp.concatenate(jnp.swapaxes(actions, 0, 1)), ids)
         return Proposal(ids, output.actions, output.log_probs)
 
@@ -137,8 +137,10 @@ def make_search(
     return Search(jax.jit(init), jax.jit(ask), jax.jit(tell))
 
 
-def with_pending(state: SearchState, proposals: Iterable[Proposal], most: int) -> SearchState:
-    """Returns a state whose `ask` knows of rounds that were asked for and aren't told yet.
+def pending_trials(
+    state: SearchState, proposals: Iterable[Proposal], most: int
+) -> ReplayBank | None:
+    """Returns the trials, without rewards, of rounds that were asked for and aren't told yet.
 
     A ranker chooses none of their designs again, and counts on what it expects of them.
 
@@ -149,13 +151,13 @@ def with_pending(state: SearchState, proposals: Iterable[Proposal], most: int) -
         once; with 0, nothing is said of them.
     """
     if not most:
-        return state
+        return None
     num_tasks, _, num_decisions = state.replay.actions.shape
     pending = replay_lib.init_replay(num_tasks, most, num_decisions)
     for proposal in proposals:
         unknown = jnp.full(proposal.task_ids.shape, jnp.nan)
         pending = replay_lib.add(pending, Batch(*proposal, rewards=unknown))
-    return state._replace(pending=pending)
+    return pending
 
 
 def _round_key(state: SearchState, use: int) -> PRNGKey:
@@ -202,10 +204,12 @@ def _make_chooser(
     number: int,
     numbers: Numbers,
     num_suggested: int,
-) -> Callable[[SearchState, Expectations | None, Array], Array]:
-    """Returns state, expectations, task_id [] -> the designs of a round, int32 [number, D]."""
+) -> Callable[[SearchState, ReplayBank | None, Expectations | None, Array], Array]:
+    """Returns (state, pending, told, task_id []) -> a round's designs, int32 [number, D]."""
 
-    def choose_for(state: SearchState, told: Expectations | None, task_id: Array) -> Array:
+    def choose_for(
+        state: SearchState, pending: ReplayBank | None, told: Expectations | None, task_id: Array
+    ) -> Array:
         key = jax.random.fold_in(_round_key(state, _ASK), task_id)
         trials = _trials(state.replay, task_id)
         suggestions = _of_task(state.suggestions, task_id)
@@ -218,10 +222,10 @@ def _make_chooser(
         trials = trials._replace(features=ranker.describe(known, trials.actions))
         features = ranker.describe(known, designs)
         rank = functools.partial(ranker.rank, known)
-        if state.pending is not None:
-            pending = _trials(state.pending, task_id)
-            described = ranker.describe(known, pending.actions)
-            trials = add_pending(rank, trials, pending._replace(features=described))
+        if pending is not None:
+            own = _trials(pending, task_id)
+            described = ranker.describe(known, own.actions)
+            trials = add_pending(rank, trials, own._replace(features=described))
         return choose(rank, designs, features, trials, number, suggestions, num_suggested)
 
     return choose_for

@@ -365,14 +365,14 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 # What searches that are older than a flag did.
-_BEFORE = {"reward": "accuracy", "max_train_examples": 0, "rounds_in_flight": 1, "tell": "ordered"}
+BEFORE = {"reward": "accuracy", "max_train_examples": 0, "rounds_in_flight": 1, "tell": "ordered"}
 
 
 def _check_config(path: pathlib.Path, config: Mapping[str, Any], resumable: Sequence[str]) -> None:
     config = json.loads(json.dumps(config))
     if path.exists():
         stored = read_json(path)
-        before = {key: stored.get(key, _BEFORE.get(key)) for key in sorted({*stored, *config})}
+        before = {key: stored.get(key, BEFORE.get(key)) for key in sorted({*stored, *config})}
         different = [
             f"{key}: {value!r} there, {config.get(key)!r} now"
             for key, value in before.items()

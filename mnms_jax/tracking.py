@@ -1,6 +1,7 @@
 """What a running search shows: a table on a terminal, or a line a round; and whom it tells."""
 
 import concurrent.futures
+import contextlib
 import json
 import math
 import pathlib
@@ -116,7 +117,9 @@ class Tracker:
         try:
             call(self._sinks[name])
         except Exception as error:  # a server that is gone, and what else libraries may raise
-            del self._sinks[name]
+            sink = self._sinks.pop(name)
+            with contextlib.suppress(Exception):
+                sink.close()
             logging.warning("%s isn't told any more (%s); the search goes on", name, error)
 
 

@@ -158,6 +158,9 @@ def test_a_controller_comes_back(tmp_path, key):
     best = {"reward": pytest.approx(0.7), "decisions": {"a": 2, "b": True}}
     assert rewards["one"]["best"][0] == best and len(rewards["one"]["best"]) == 2
     assert again.task_names == ("one", "two")
+    del description["skip_connection"]  # which older ones don't say
+    (tmp_path / "controller.json").write_text(json.dumps(description))
+    assert load_controller(tmp_path).skip_connection is None
     assert again.space.fingerprint == SPACE.fingerprint
     restored = make_policy(again.space, 2).sample(again.params, key, jnp.int32(1))
     for a, b in zip(restored, policy.sample(params, key, jnp.int32(1)), strict=True):

@@ -76,3 +76,10 @@ def test_unknown_optimizer():
         coefficients(OptimizerSettings("adamm", 0.1, 0.0))
     with pytest.raises(UserError, match="schedule 'cosin' is unknown; did you mean 'cosine'"):
         coefficients(OptimizerSettings("adam", 0.1, 0.0, "cosin"))
+
+
+def test_groups_without_an_optimizer_are_named():
+    params = {"hidden": {"kernel": jnp.ones((2, 2))}}
+    groups = {"network": coefficients(OptimizerSettings("sgd", 0.1, 0.0))}
+    with pytest.raises(UserError, match="optimizers for network, and its model .* hidden"):
+        init_slots(params, groups)

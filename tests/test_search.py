@@ -19,7 +19,7 @@ from mnms_jax.learner import (
 from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss
 from mnms_jax.replay import Batch, add, best, sample
 from mnms_jax.reward_model import make_ranker
-from mnms_jax.search import make_search, with_pending
+from mnms_jax.search import SearchState, make_search, pending_trials
 from mnms_jax.space import Decision, SearchSpace
 from mnms_jax.types import LEARNERS
 
@@ -245,12 +245,12 @@ def ranked():
 def test_no_design_is_asked_for_again_while_it_is_pending():
     _, search = ranked()
     state = search.init(jax.random.key(0))
-    first = search.ask(with_pending(state, [], 6))
+    first = search.ask(state, pending_trials(state, [], 6))
     state, _ = search.tell(state, first, rewards_of(first))
     asked = []
     for number in range(2):
         state = state._replace(step=jnp.int32(number + 1))
-        asked.append(search.ask(with_pending(state, asked, 6)))
+        asked.append(search.ask(state, pending_trials(state, asked, 6)))
     for task_id in range(NUM_TASKS):
         designs = [
             row for p in (first, *asked) for row in p.actions[p.task_ids == task_id].tolist()
@@ -274,3 +274,11 @@ def test_with_a_ranker_no_design_is_tried_twice_until_all_were():
     # The log-probabilities are those of whoever drew the design.
     again = jax.vmap(policy.evaluate, in_axes=(None, 0, 0))({}, proposal.actions, proposal.task_ids)
     np.testing.assert_allclose(proposal.log_probs, again.log_probs, rtol=1e-6)
+
+
+def test_a_state_is_saved_under_the_names_that_older_folders_have():
+    # Others would make checkpoints unreadable.
+    assert SearchState._fields == (
+        *("params", "opt_state", "baseline", "replay", "step", "key"),
+        *("knowledge", "suggestions"),
+    )

@@ -10,7 +10,7 @@ from mnms_jax.controller import choice_frequencies, make_policy
 from mnms_jax.learner import imitate
 from mnms_jax.replay import best
 from mnms_jax.reward_model import fit_reward_model
-from mnms_jax.search import with_pending
+from mnms_jax.search import pending_trials
 from mnms_jax.space import Decision, SearchSpace
 from mnms_jax.transfer import (
     WarmStart,
@@ -170,7 +170,7 @@ def test_the_sources_best_designs_are_suggested_behind_what_is_pending(key):
     state, asked = search.init(key), []
     for number in range(3):
         state = state._replace(step=jnp.int32(number))
-        asked.append(search.ask(with_pending(state, asked, 4)))
+        asked.append(search.ask(state, pending_trials(state, asked, 4)))
     designs = [tuple(row) for proposal in asked for row in proposal.actions.tolist()]
     assert len(set(designs)) == 6
     suggested = [tuple(row) for row in state.suggestions.designs[0].tolist()]

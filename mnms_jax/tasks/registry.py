@@ -58,7 +58,10 @@ def with_absolute_paths(entry: str) -> str:
         for key, value in zip(FileTask._fields[2:], options, strict=True)
         if value is not None
     ]
-    return f"{name}={train.absolute()}{'?' * bool(pairs)}{'&'.join(pairs)}"
+    absolute = f"{name}={train.absolute()}{'?' * bool(pairs)}{'&'.join(pairs)}"
+    # A folder may be called so that its files' names can't be told from options.
+    is_safe = not {*"?&"} & {*str(pathlib.Path.cwd())}
+    return absolute if is_safe else entry
 
 
 def load_tasks(

@@ -158,11 +158,9 @@ class Trainer:
     @property
     def layout(self) -> str:
         """How children are spread, in words."""
-        lanes = self.most_at_once // self._sharding.num_devices
-        return (
-            f"{self._num_workers} threads, each with {lanes} at once on each of "
-            f"{self._sharding.num_devices} devices ({self._platform})"
-        )
+        num_devices = self._sharding.num_devices
+        spread = f"{self.most_at_once // num_devices} at once by a thread on a device"
+        return f"{self._num_workers} threads on {num_devices} devices ({self._platform}), {spread}"
 
     def prefetch(self, requests: Sequence[Request]) -> None:
         """Has the programs of children compiled that will probably be trained soon.
@@ -205,12 +203,12 @@ class Trainer:
         def submit(chunk: Chunk, program: FutureProgram) -> None:
             self._workers.submit(guarded, train_chunk, chunk, program)
 
-        for chunk in self._plan(requests, specs):
-            program = self._program(requests[chunk.members[0]], specs[chunk.members[0]])
-            program.add_done_callback(functools.partial(guarded, submit, chunk))
-        self._begin_upcoming()
         self._num_calls += 1
         try:
+            for chunk in self._plan(requests, specs):
+                program = self._program(requests[chunk.members[0]], specs[chunk.members[0]])
+                program.add_done_callback(functools.partial(guarded, submit, chunk))
+            self._begin_upcoming()
             yield None
             yield from results.take(len(requests))
         finally:
@@ -312,11 +310,9 @@ class Trainer:
         data = self._data(request.task_id, spec)
         model = self._family.make_model(spec.architecture, self._num_classes)
         variables = variable_shapes(model, spec, data)
-        batch_logits = BATCH_SIZE * self._num_classes * np.dtype(np.float32).itemsize
-        logits = num_logits_batches(len(data.labels)) * batch_logits
-        # A parameter is there as itself, gradient, two slots, and once more in the result, where
-        # the logits are once more too.
-        return _num_bytes(data) + 5 * _num_bytes(variables) + 2 * logits
+        logits = num_logits_batches(len(data.labels)) * BATCH_SIZE * self._num_classes
+        # A parameter is there as itself, gradient, two slots, and in the result, as are logits.
+        return _num_bytes(data) + 5 * _num_bytes(variables) + 2 * 4 * logits
 
     def _inputs(self, request: Request, spec: ChildSpec) -> tuple[Array, Recipe, ChildData]:
         optimizers = {name: coefficients(s) for name, s in spec.optimizers.items()}

@@ -68,7 +68,15 @@ def init_slots(params: Params, groups: dict[str, Coefficients]) -> Params:
     """Returns the slots before the first step; `groups` go by params' top-level names.
 
     They are one array [2, ...] a parameter, which is compiled faster than two.
+
+    Raises:
+      UserError: there are no optimisers of these names.
     """
+    if groups.keys() != params.keys():
+        raise UserError(
+            f"a child's spec has optimizers for {', '.join(groups)}, and its model has the groups "
+            f"of parameters {', '.join(params)}: name one for each"
+        )
 
     def init(w: Array, c: Coefficients) -> Array:
         start = jnp.stack([0.0, c.initial_square]).reshape(2, *[1] * w.ndim)
