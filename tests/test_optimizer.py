@@ -81,5 +81,5 @@ def test_unknown_optimizer():
 def test_groups_without_an_optimizer_are_named():
     params = {"hidden": {"kernel": jnp.ones((2, 2))}}
     groups = {"network": coefficients(OptimizerSettings("sgd", 0.1, 0.0))}
-    with pytest.raises(UserError, match="optimizers for network, and its model .* hidden"):
+    with pytest.raises(UserError, match=r"optimizers for network, and its model .* hidden"):
         init_slots(params, groups)
