@@ -38,12 +38,14 @@ def run_main(main: Callable[[], Any]) -> None:
     """
 
     def guarded(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"no arguments but flags are taken, got {' '.join(argv[1:])}")
         _prepare_process()
         signal.signal(signal.SIGTERM, _terminate)
         connected = False
         try:
+            if given := argv[1:]:
+                is_flag = given[0].partition("=")[0] in flags.FLAGS
+                hint = f"; did you mean --{given[0]}?" if is_flag else ""
+                raise UserError(f"no arguments but flags are taken, got {' '.join(given)}{hint}")
             connected = _connect()
             main()
         except UserError as error:

@@ -256,9 +256,12 @@ def open_workdir(
     The arguments and errors are those of `claim_folder`.
     """
     with claim_folder(path, config, resumable):
+        log = TrialLog(path / "trials.jsonl")
+        if log.records:
+            logging.info("%s has %d trials, which are gone on from", path, len(log.records))
         checkpoints = Checkpoints(path / "checkpoints")
         try:
-            yield Workdir(path, TrialLog(path / "trials.jsonl"), checkpoints)
+            yield Workdir(path, log, checkpoints)
         finally:
             checkpoints.close()
 

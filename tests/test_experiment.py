@@ -199,7 +199,8 @@ def test_missing_data_is_said_within_five_seconds(tmp_path):
         ),
         ("--embeddings=mine=/nowhere.txt", "/nowhere.txt"),
         ("--num_trials=0", "error: --num_trials=0: must be at least 1"),
-        ("extra", "no arguments but flags are taken, got extra"),
+        ("extra", "error: no arguments but flags are taken, got extra"),
+        ("seed=3", "error: no arguments but flags are taken, got seed=3; did you mean --seed=3?"),
         ("--nocompare_random=1", "error: --nocompare_random=1 does not take an argument"),
     ],
 )
