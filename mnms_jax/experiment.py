@@ -156,8 +156,7 @@ def run_experiment(config: Config) -> dict:
     require_sinks(config.track)
     if config.trials_per_task >= config.num_trials > 1 and config.learner != "random":
         logging.warning(
-            "all trials are made in one round, before the controller learns anything; a smaller "
-            "--round_size than %d makes more rounds",
+            "all trials are one round, of which the controller learns too late: --round_size=%d",
             config.round_size,
         )
     path = pathlib.Path(config.workdir).expanduser()
@@ -350,7 +349,8 @@ def _test(
         if best is not None and record is top[0]:
             save_child(best, child)
     num_trials = sum(record.task == task.name for record in records)
-    return Finalists(config.learner, num_trials, top, tuple(rewards), tuple(metrics))
+    label = f"{config.learner} transfer" if isinstance(config, TransferConfig) else config.learner
+    return Finalists(label, num_trials, top, tuple(rewards), tuple(metrics))
 
 
 def _write_card(
@@ -392,9 +392,9 @@ def _print(
 ) -> None:
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
     print_summary(summaries, specialization, console, config.reward)
-    written = ["trials.jsonl", "summary.json", "best/TASK", "tensorboard", "checkpoints"]
-    if config.save_controller and config.learner != "random":
-        written.append("controller")
-    if config.compare_random and config.learner != "random":
-        written.append("random (the trials of random search)")
+    learns = config.learner != "random"
+    written = ["trials.jsonl", "summary.json", "best/TASK", "checkpoints", *config.track]
+    written += ["report"] * config.live_report
+    written += ["controller"] * (config.save_controller and learns)
+    written += ["random (the trials of random search)"] * (config.compare_random and learns)
     console.print(f"written to {path.absolute()}: {', '.join(written)}", soft_wrap=True)

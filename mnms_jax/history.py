@@ -51,6 +51,8 @@ def read_history(path: pathlib.Path) -> History:
     """
     log = path / "trials.jsonl"
     if not log.exists():
+        if (path / "config.json").exists():
+            raise UserError(f"--workdir {path}: no trial of its search has ended yet")
         inside = sorted(str(p.parent) for p in path.glob("*/trials.jsonl"))
         hint = f"; there are searches in {', '.join(inside)}" if inside else ""
         raise UserError(f"--workdir {path} holds no trials.jsonl{hint}")

@@ -171,11 +171,12 @@ def _cells(finalists: Finalists, show: Callable[[float], str]) -> tuple[str, str
         return name, "-", "-"
     validation = np.array([record.reward for record in finalists.records], float)
     test = np.array(finalists.test_rewards, float)  # NaN for None
+    fewer = f" of {len(validation)}" if len(validation) < NUM_FINALISTS else ""
     return (
         name,
         f"{show(validation[0])} / {show(test[0])}",
         f"{show(validation.mean())} ± {show(validation.std())} / "
-        f"{show(test.mean())} ± {show(test.std())}",
+        f"{show(test.mean())} ± {show(test.std())}{fewer}",
     )
 
 
