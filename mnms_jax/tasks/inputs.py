@@ -64,7 +64,7 @@ class TextInputs:
         self._length = common_length(lengths, sizes.length)
         for task, own in zip(tasks, lengths, strict=True):
             if (cut := np.mean(own > self._length)) > _CUT:
-                logging.warning(
+                logging.info(
                     "%s: %.0f %% of its texts are longer than %d words, the most that this space "
                     "takes, and are cut there",
                     *(task.name, 100 * cut, self._length),

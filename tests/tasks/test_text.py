@@ -143,6 +143,7 @@ def test_common_length_is_a_multiple_of_eight_that_fits_most():
 
 
 def test_it_is_said_when_many_texts_are_cut(caplog):
+    caplog.set_level("INFO")
     splits = {
         name: Split(tuple("word " * n for n in range(30, 50)), np.arange(20, dtype=np.int32) % 2)
         for name in ("train", "validation", "test")
