@@ -10,7 +10,7 @@ Variants:
   --embedding=random --trained=embedding               shared weights frozen
   --embedding=inferred                                 a mixture of the sources' embeddings
   --replay --tasks=vader_movie,vader_tweets            a source goes on, none is forgotten
-  --from=optuna:sqlite:///runs/trials.db                    the sources are studies of Optuna's
+  --from=optuna:sqlite:///runs/trials.db               the sources are studies of Optuna's
 Comparison, each task in turn being new and the others its sources:
   python -m experiments.transfer --leave_one_out --tasks=vader_movie,vader_amazon,vader_tweets
 The same command on the same --workdir resumes. benchmarks/RESULTS.md has costs and figures.

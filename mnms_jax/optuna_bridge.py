@@ -16,7 +16,7 @@ from mnms_jax.methods import import_optuna
 from mnms_jax.reward import ACCURACY, LARGEST
 from mnms_jax.saved_controller import SavedController
 from mnms_jax.space import SearchSpace
-from mnms_jax.store import BEFORE, TrialLog, TrialRecord, read_config
+from mnms_jax.store import TrialLog, TrialRecord, differences, read_config
 from mnms_jax.transfer import make_bank
 from mnms_jax.types import Choice, TaskTraits, UserError
 
@@ -62,13 +62,6 @@ def add_to_optuna(path: pathlib.Path, storage: Any, name: str = "") -> dict[str,
     return added
 
 
-def _is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Returns whether two searches are one, which may be older than some of its flags."""
-    return all(
-        one.get(key, BEFORE.get(key)) == other.get(key, BEFORE.get(key)) for key in {*one, *other}
-    )
-
-
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
     config = read_config(path)
     if "decisions" not in config:
@@ -89,7 +82,7 @@ def _open_study(optuna: Any, storage: Any, name: str, about: Mapping[str, Any]) 
         raise UserError(f"--storage={storage}: Optuna can't use it: {line}") from error
     identity = json.dumps(about, sort_keys=True)
     found = study.user_attrs.get(_SEARCH, "{}" if study.get_trials() else identity)
-    if not _is_same(json.loads(found), json.loads(identity)):
+    if differences(json.loads(found), about):
         raise UserError(
             f"--storage={storage}: study {name!r} has another search; take another --study"
         )

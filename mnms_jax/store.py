@@ -368,18 +368,23 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 # What searches that are older than a flag did.
-BEFORE = {"reward": "accuracy", "max_train_examples": 0, "rounds_in_flight": 1, "tell": "ordered"}
+_BEFORE = {"reward": "accuracy", "max_train_examples": 0, "rounds_in_flight": 1, "tell": "ordered"}
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Returns the keys in which two searches' configs differ; both may be older than a flag."""
+    first, second = ({**_BEFORE, **config} for config in (one, other))
+    return [key for key in sorted({*first, *second}) if first.get(key) != second.get(key)]
 
 
 def _check_config(path: pathlib.Path, config: Mapping[str, Any], resumable: Sequence[str]) -> None:
     config = json.loads(json.dumps(config))
     if path.exists():
         stored = read_json(path)
-        before = {key: stored.get(key, BEFORE.get(key)) for key in sorted({*stored, *config})}
         different = [
-            f"{key}: {value!r} there, {config.get(key)!r} now"
-            for key, value in before.items()
-            if value != config.get(key) and key not in resumable
+            f"{key}: {stored.get(key, _BEFORE.get(key))!r} there, {config.get(key)!r} now"
+            for key in differences(stored, config)
+            if key not in resumable
         ]
         if different:
             raise UserError(

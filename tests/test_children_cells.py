@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mnms_jax.bench import make_bench
 from mnms_jax.children import cells
 from mnms_jax.children.cells import make_cell_family, make_cell_model
-from mnms_jax.children.image import PRESETS, PixelStatistics
+from mnms_jax.children.image import PixelStatistics
 from mnms_jax.children.operations import OPERATIONS, operate
+from mnms_jax.config import Config
 from mnms_jax.controller import make_random_policy
-from mnms_jax.export import ImageChild, load_child, save_child
-from mnms_jax.tasks.image_inputs import ImageInputs
-from mnms_jax.tasks.registry import load_tasks
+from mnms_jax.export import load_child, save_child
 from mnms_jax.training.fit import Request, Trainer
 
 
@@ -156,9 +156,9 @@ def test_one_program_serves_all_cells_and_what_a_design_leaves_unused_is_counted
 
 
 def test_a_child_learns_digits_and_comes_back(tmp_path):
-    (task,) = tasks = load_tasks(["digits"])
-    inputs, family = ImageInputs(tasks, PRESETS["cpu"]), make_cell_family()
-    names = [name for name in family.space.names if "operation" in name]
+    bench = make_bench(Config(tasks=("digits",), space="cells"))
+    (task,) = bench.tasks
+    names = [name for name in bench.family.space.names if "operation" in name]
     design = random_design(
         jax.random.key(1),
         **{
@@ -171,21 +171,11 @@ def test_a_child_learns_digits_and_comes_back(tmp_path):
         },
         **{"optimizer": "adam", "learning_rate": 0.01, "regularization": 1e-4, "samples": 10_000},
     )
-    trainer = Trainer(family, inputs.child_data, num_classes=inputs.num_classes)
+    inputs = bench.inputs
+    trainer = Trainer(bench.family, inputs.child_data, num_classes=inputs.num_classes)
     outcome, variables = trainer.fit(Request(0, "digits", 0, design))
     assert outcome.accuracy > 0.9
-    spec = family.make_spec(design)
-    child = ImageChild(
-        "digits",
-        task.class_names,
-        design,
-        spec.architecture,
-        spec.hyperparameters,
-        inputs.side,
-        inputs.channels,
-        inputs.child_data(0, spec).constants,
-        variables,
-    )
+    child = bench.make_child(0, design, variables)
     split = task.splits["validation"]
     probabilities = child.predict_proba(split.inputs)
     assert np.mean(probabilities.argmax(1) == split.labels) == pytest.approx(outcome.accuracy)

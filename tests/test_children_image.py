@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mnms_jax.bench import make_bench
 from mnms_jax.children.image import (
     PRESETS,
     Convolution,
@@ -12,8 +13,9 @@ from mnms_jax.children.image import (
     make_image_family,
     make_image_model,
 )
+from mnms_jax.config import Config
 from mnms_jax.controller import make_random_policy
-from mnms_jax.export import ImageChild, load_child, save_child
+from mnms_jax.export import load_child, save_child
 from mnms_jax.tasks.image_inputs import ImageInputs
 from mnms_jax.tasks.registry import load_tasks
 from mnms_jax.training.fit import Request, Trainer
@@ -166,25 +168,13 @@ def make_inputs():
     ],
 )
 def test_children_learn_digits_and_come_back(tmp_path, changes):
-    inputs = make_inputs()
-    (task,) = inputs.tasks
-    family = make_image_family()
+    bench = make_bench(Config(tasks=("digits",)))
+    (task,), inputs = bench.tasks, bench.inputs
     design = {**DESIGN, **changes}
-    trainer = Trainer(family, inputs.child_data, num_classes=inputs.num_classes)
+    trainer = Trainer(bench.family, inputs.child_data, num_classes=inputs.num_classes)
     outcome, variables = trainer.fit(Request(0, "digits", 0, design))
     assert outcome.accuracy > 0.85
-    spec = family.make_spec(design)
-    child = ImageChild(
-        "digits",
-        task.class_names,
-        design,
-        spec.architecture,
-        spec.hyperparameters,
-        inputs.side,
-        inputs.channels,
-        inputs.child_data(0, spec).constants,
-        variables,
-    )
+    child = bench.make_child(0, design, variables)
     split = task.splits["validation"]
     probabilities = child.predict_proba(split.inputs)
     # What is predicted from images as they are is what was measured in training.

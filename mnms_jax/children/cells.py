@@ -73,11 +73,11 @@ def make_cell_family() -> ChildFamily:
 
 def _decisions() -> list[Decision]:
     cells = [
-        Decision(name, INPUTS[: 2 + block] if what == "input" else OPERATIONS)
+        Decision(_name(kind, block, what, side), choices)
         for kind in KINDS
         for block in range(BLOCKS)
-        for what, *sides in (("input", 0, 1), ("operation", 0, 1))
-        for name in [_name(kind, block, what, side) for side in sides]
+        for what, choices in (("input", INPUTS[: 2 + block]), ("operation", OPERATIONS))
+        for side in (0, 1)
     ]
     return [
         *augmentation_decisions(cpu=True),
