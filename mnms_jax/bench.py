@@ -17,6 +17,7 @@ from mnms_jax.tasks.image_inputs import ImageInputs
 from mnms_jax.tasks.inputs import TextInputs
 from mnms_jax.tasks.packaged import cache_folder
 from mnms_jax.tasks.record_inputs import RecordInputs
+from mnms_jax.tasks.sentences import ENCODERS, check_encoder
 from mnms_jax.training.fit import Trainer
 from mnms_jax.types import ChildData, ChildFamily, ChildSpec, Choice, Params, Task, UserError
 
@@ -95,10 +96,14 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def _text_bench(config: Config, tasks: Sequence[Task]) -> Bench:
-    vectors = _load_vectors(config, tasks)
+    vectors = _load_vectors(config)
     lengths = {name: table.vectors.shape[1] for name, table in vectors.items()}
-    family = text.make_text_family(config.space, lengths, subwords="subwords" in config.embeddings)
-    inputs = TextInputs(tasks, text.PRESETS[config.space], vectors)
+    encoders = {name: check_encoder(name).size for name in config.embeddings if name in ENCODERS}
+    _check_names(tasks, (*vectors, *encoders))
+    family = text.make_text_family(
+        config.space, lengths, subwords="subwords" in config.embeddings, encoders=encoders
+    )
+    inputs = TextInputs(tasks, text.PRESETS[config.space], vectors, tuple(encoders))
 
     def make_child(task_id: int, design: Mapping[str, Choice], variables: Params) -> Child:
         spec, task = family.make_spec(design), tasks[task_id]
@@ -119,7 +124,7 @@ def _text_bench(config: Config, tasks: Sequence[Task]) -> Bench:
     return _bench(config, tasks, family, inputs, make_child)
 
 
-def _load_vectors(config: Config, tasks: Sequence[Task]) -> dict[str, WordVectors]:
+def _load_vectors(config: Config) -> dict[str, WordVectors]:
     vectors = {}
     try:
         vectors["glove50"] = glove50()
@@ -129,10 +134,13 @@ def _load_vectors(config: Config, tasks: Sequence[Task]) -> dict[str, WordVector
         vectors["minilm"] = minilm()
     for name, file in config.embedding_files.items():
         vectors[name] = load_word_vectors(os.path.expanduser(file))
-    for task in tasks:
-        if task.name in vectors:
-            raise UserError(f"a task and an embedding are called {task.name!r}; rename one of them")
     return vectors
+
+
+def _check_names(tasks: Sequence[Task], embeddings: Sequence[str]) -> None:
+    for task in tasks:
+        if task.name in embeddings:
+            raise UserError(f"a task and an embedding are called {task.name!r}; rename one of them")
 
 
 def _image_bench(config: Config, tasks: Sequence[Task]) -> Bench:

@@ -27,6 +27,8 @@ _UNKNOWN_TERMS = (
 _EMBEDDINGS = {
     "glove50": "\n- Embedding: GloVe (Pennington et al. 2014), PDDL 1.0",
     "minilm": "\n- Embedding: the token table of all-MiniLM-L6-v2, Apache-2.0",
+    "minilm_encoder": "\n- Embedding: the sentence encoder all-MiniLM-L6-v2, Apache-2.0, which is "
+    "fetched when the child is first used; it needs `pip install 'mnms_jax[encoder]'`",
 }
 _INPUTS = {
     "text": '["some text"]',

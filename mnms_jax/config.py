@@ -8,7 +8,7 @@ from mnms_jax.reward import ACCURACY, METRICS, parse_reward
 from mnms_jax.types import EMBEDDINGS, LEARNERS, TRAINED, UserError, WarmStart
 
 # Embeddings that a search makes use of when it is asked to.
-BUILT_IN_EMBEDDINGS = ("minilm", "subwords")
+BUILT_IN_EMBEDDINGS = ("minilm", "minilm_encoder", "subwords")
 
 # Whom a search tells of its rounds when it is asked to, beside rounds.jsonl.
 TRACKERS = ("tensorboard", "wandb", "mlflow")
@@ -79,7 +79,8 @@ class Config:
     embeddings: tuple[str, ...] = _option(
         (),
         "More choices of embeddings: minilm, the words and pieces of words of all-MiniLM-L6-v2; "
-        "subwords, hashed n-grams of characters; or name=path: GloVe or word2vec text, or .npz.",
+        "minilm_encoder, what it makes of whole texts, frozen; subwords, hashed n-grams of "
+        "characters; or name=path: GloVe or word2vec text, or .npz.",
     )
     reward_model: bool = _option(
         True,

@@ -50,10 +50,7 @@ def outline(child: Mapping[str, Any]) -> Drawing:
         tower = [Box(f"{side} x {side} pixels"), *parts, *dense, Box("linear")]
         insets = [_inside(known, kind) for kind in KINDS] if in_cells else []
         return Drawing([tower], Box("softmax", classes), insets)
-    words = Box("hashed n-grams" if architecture["hashed"] else "words", _cleaning(known))
-    trained = "trained" if architecture["trained"] else "frozen"
-    table = Box(str(known["embedding"]), f"{architecture['rows']} rows, {trained}")
-    deep = [words, table, _pooling(architecture, known), *dense, Box("linear")]
+    deep = [*_embedding(architecture, known), *dense, Box("linear")]
     wide = [Box("n-grams", f"{architecture['ngrams']} hashed"), Box("linear", "wide tower")]
     return Drawing([deep, wide], Box("sum, softmax", classes))
 
@@ -146,6 +143,16 @@ def _inside(known: Mapping[str, Choice], kind: str) -> list[Box]:
         for number, (operations, inputs) in enumerate(zip(*choices, strict=True))
     ]
     return [Box(f"within a {kind} cell", "what none takes goes on"), *blocks]
+
+
+def _embedding(architecture: Mapping[str, Any], known: Mapping[str, Choice]) -> list[Box]:
+    """Returns how a text child makes a vector of a text."""
+    name, rows = str(known["embedding"]), architecture["rows"]
+    if not rows:  # a sentence encoder
+        return [Box("text", "as it is"), Box(name, f"{architecture['size']} numbers, frozen")]
+    words = Box("hashed n-grams" if architecture["hashed"] else "words", _cleaning(known))
+    trained = "trained" if architecture["trained"] else "frozen"
+    return [words, Box(name, f"{rows} rows, {trained}"), _pooling(architecture, known)]
 
 
 def _pooling(architecture: Mapping[str, Any], known: Mapping[str, Choice]) -> Box:

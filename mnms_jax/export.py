@@ -38,6 +38,7 @@ from mnms_jax.tasks.images import resize
 from mnms_jax.tasks.inputs import pad_rows
 from mnms_jax.tasks.record_inputs import pad_features
 from mnms_jax.tasks.records import RecordEncoder, encode_records, to_column
+from mnms_jax.tasks.sentences import sentence_features
 from mnms_jax.tasks.text import TextEncoder, encode, make_batch
 from mnms_jax.training.program import EVALUATION_BATCH_SIZE, predict
 from mnms_jax.types import AnyArray, Array, ChildModel, Choice, Params, UserError
@@ -76,9 +77,16 @@ class TextChild(NamedTuple):
         return _apply_fn(self)
 
     def encode(self, texts: Sequence[str]) -> TextBatch:
-        """Returns the batch of N texts."""
-        rows = encode(self.encoder, texts, subwords=self.architecture.subwords)
-        return make_batch(rows, self.architecture, self.table)
+        """Returns the batch of N texts.
+
+        Raises:
+          UserError: the child has a sentence encoder that cannot be had.
+        """
+        architecture = self.architecture
+        rows = encode(self.encoder, texts, subwords=architecture.subwords)
+        encoded = architecture.encoded
+        features = sentence_features(architecture.embedding, texts) if encoded else None
+        return make_batch(rows, architecture, self.table, features=features)
 
     def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the classes' probabilities for N texts, float32 [N, number of classes]."""

@@ -26,7 +26,8 @@ def export_stablehlo(path: pathlib.Path, child: Child) -> None:
     child.stablehlo is what `jax.export.deserialize` reads: a function of a dictionary of arrays,
     with any number N of rows, that gives probabilities, float32 [N, number of classes]. The
     weights are in it. child.json says what the arrays are called, what inputs are encoded by, and
-    what the classes are; the encoder's arrays are in encoder.npz.
+    what the classes are; the encoder's arrays are in encoder.npz. A sentence encoder isn't part of
+    the program: what it gives for the texts is one of the arrays, pooled.
 
     Raises:
       UserError: flatbuffers, by which programs are written, isn't installed, or what is read back
@@ -109,7 +110,9 @@ def _describe(child: Child, shapes: dict[str, Any]) -> tuple[dict[str, Any], dic
     else:
         encoder = child.encoder._asdict()
         encoder["preprocessing"] = encoder["preprocessing"]._asdict()
-    if isinstance(child, TextChild) and child.architecture.pooled:
+    if isinstance(child, TextChild) and child.architecture.encoded:
+        encoder["sentence_encoder"] = child.architecture.embedding
+    elif isinstance(child, TextChild) and child.architecture.pooled:
         encoder["table"] = child.table
     arrays = {name: x for name, x in encoder.items() if isinstance(x, np.ndarray)}
     description = {

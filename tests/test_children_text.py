@@ -12,7 +12,10 @@ from mnms_jax.children.text import (
     padded_size,
 )
 from mnms_jax.controller import make_random_policy
+from mnms_jax.migrate import match_spaces, migrate_trials
+from mnms_jax.space import Decision
 from mnms_jax.training.optimizer import apply_gradients, coefficients, init_slots
+from mnms_jax.transfer import make_bank
 from mnms_jax.types import UserError
 
 # The 21 decisions of Houlsby et al. (2019) and the optimiser.
@@ -187,6 +190,36 @@ def test_own_embeddings_join_the_choices():
     assert spec.architecture.size == 8 and spec.architecture.pretrained  # padded
     assert spec.preprocessing == TextPreprocessing(lowercase=True, strip=True)
     assert spec.architecture.rows == PRESETS["cpu"].vocabulary
+
+
+def test_a_sentence_encoder_has_no_table_to_tune_and_no_words_to_convolve():
+    plain = make_text_family("cpu").space
+    assert make_text_family("cpu", encoders={}).space.fingerprint == plain.fingerprint
+    family = make_text_family("cpu", encoders={"whole": 6})
+    words = plain.decisions[0].choices
+    changed = [a for a, b in zip(family.space.decisions, plain.decisions, strict=True) if a != b]
+    assert changed == [
+        Decision("embedding", (*words, "whole")),
+        Decision("convolution", (False, True), {"embedding": words}),
+    ]
+    for name in ("random32", "glove50", "whole"):
+        actions = family.space.encode(text_design(embedding=name, samples=20_000, **CONVOLUTION))
+        design = family.space.decode(actions)
+        architecture = family.make_spec(design).architecture
+        assert architecture.encoded == (name == "whole") == ("convolution" not in design)
+    assert not {"fine_tune", "conv_filters"} & design.keys() and architecture.pooled
+    assert str(architecture) == "whole frozen linear" and architecture.size == 6
+    with pytest.raises(UserError, match="'whole' is taken"):
+        make_text_family("cpu", {"whole": 50}, encoders={"whole": 6})
+
+
+def test_trials_move_into_a_space_with_an_encoder():
+    old, new = (make_text_family("cpu", encoders=e).space for e in ({}, {"whole": 6}))
+    designs = [text_design(samples=20_000, **changes) for changes in ({}, CONVOLUTION)]
+    bank = make_bank(old, [[(design, 0.5) for design in designs]])
+    moved = migrate_trials(match_spaces(old, new, {}), old, new, bank)
+    assert [new.decode(row) for row in np.asarray(moved.actions[0])] == designs
+    assert moved.size[0] == 2
 
 
 @pytest.mark.parametrize(("size", "padded"), [(1, 4), (4, 4), (50, 52), (300, 300)])

@@ -18,12 +18,12 @@ children.dense children.text children.image children.operations children.cells c
 training.optimizer devices simulate training.plan training.program training.judge training.pool
 training.executables training.fit training.ray_trainer tasks.splits tasks.text tasks.traits
 tasks.packaged tasks.pickles tasks.columns tasks.records tasks.files tasks.images tasks.table_files
-tasks.tables tasks.embeddings tasks.tfds_specs tasks.tfds_folders tasks.tfds tasks.inputs
-tasks.image_inputs tasks.record_inputs tasks.reference tasks.registry config store artifact export
-predictions stablehlo saved_controller bench executor sources sinks tracking report card methods
-optuna_bridge optuna_sampler strategies comparison tabular_experiment charts page figures journal
-run lockstep leave_one_out history analysis search_charts drawing html_report live_report
-experiment retrain schedule cli""".split()
+tasks.tables tasks.embeddings tasks.sentences tasks.tfds_specs tasks.tfds_folders tasks.tfds
+tasks.inputs tasks.image_inputs tasks.record_inputs tasks.reference tasks.registry config store
+artifact export predictions stablehlo saved_controller bench executor sources sinks tracking report
+card methods optuna_bridge optuna_sampler strategies comparison tabular_experiment charts page
+figures journal run lockstep leave_one_out history analysis search_charts drawing html_report
+live_report experiment retrain schedule cli""".split()
 PURE = ORDER[: ORDER.index("training.program") + 1]
 IMPURE_LIBRARIES = {"absl", "tensorflow_datasets", "orbax", "tensorboardX", "rich", "pathlib", "os"}
 

@@ -66,7 +66,7 @@ class TextArchitecture(NamedTuple):
     """What chooses the compiled program of a text child."""
 
     embedding: str  # name of the module
-    rows: int  # V, of the table
+    rows: int  # V, of the table; a sentence encoder has none: 0
     size: int  # E, length of an embedding
     pretrained: bool  # the table comes with the data
     trained: bool  # the table is a parameter
@@ -84,8 +84,13 @@ class TextArchitecture(NamedTuple):
         return "subwords" if self.subwords else "ngrams" if self.hashed else "tokens"
 
     @property
+    def encoded(self) -> bool:
+        """Whether a sentence encoder embeds the text as a whole."""
+        return not self.rows
+
+    @property
     def pooled(self) -> bool:
-        """Whether the mean of the embeddings never changes, so that the data holds it."""
+        """Whether the embedding of the text never changes, so that the data holds it."""
         return not self.trained and not self.conv_widths
 
     def __str__(self) -> str:
@@ -113,7 +118,7 @@ class TextHyperparameters(NamedTuple):
 class TextBatch(NamedTuple):
     """Inputs of a text child; its architecture uses either of the first two, the other is None."""
 
-    pooled: AnyArray | None  # [B, E], mean embedding of the words
+    pooled: AnyArray | None  # [B, E], mean embedding of the words, or an encoder's of the text
     tokens: Ragged | None  # int32 [B, L], 0 is padding
     ngrams: AnyArray  # int32 [B, W], hashed n-grams
     weights: AnyArray  # [B, W], their TF-IDF
@@ -128,7 +133,11 @@ _HASHED_SIZES = {"cpu": (32,), "full": (32, 64)}
 
 
 def make_text_family(
-    preset: str = "cpu", pretrained: Mapping[str, int] | None = None, *, subwords: bool = False
+    preset: str = "cpu",
+    pretrained: Mapping[str, int] | None = None,
+    *,
+    subwords: bool = False,
+    encoders: Mapping[str, int] | None = None,
 ) -> ChildFamily:
     """Returns the text children of a preset.
 
@@ -139,6 +148,8 @@ def make_text_family(
       subwords: whether embeddings of words' hashed n-grams of characters are choices too, which
         have something for words that were never seen, in any language (Bojanowski et al. 2017,
         "Enriching Word Vectors with Subword Information", arXiv:1607.04606).
+      encoders: numbers E that each sentence encoder gives for a text, by name; none by default.
+        They are frozen, and leave no words to convolve.
 
     Raises:
       UserError: an unknown preset, or a pre-trained embedding called like a built-in one.
@@ -147,6 +158,7 @@ def make_text_family(
         raise UserError(f"space {preset!r} is unknown; there are {', '.join(sorted(PRESETS))}")
     pretrained = {"glove50": 50} if pretrained is None else dict(pretrained)
     pretrained = {name: padded_size(size) for name, size in pretrained.items()}
+    encoders = dict(encoders or {})
     sizes = PRESETS[preset]
     tables = {f"random{size}": (sizes.vocabulary, size, "words") for size in _RANDOM_SIZES[preset]}
     kinds = ("hashed", "subwords") if subwords else ("hashed",)
@@ -155,6 +167,7 @@ def make_text_family(
         for kind in kinds
         for size in _HASHED_SIZES[preset]
     }
+    tables |= {name: (0, size, "words") for name, size in encoders.items()}
     for name in pretrained:
         if name in tables:
             raise UserError(f"embedding name {name!r} is taken; call it otherwise")
@@ -162,18 +175,20 @@ def make_text_family(
         **{name: (sizes.vocabulary, size, "words") for name, size in pretrained.items()},
         **tables,
     }
-    space = SearchSpace(_decisions(preset == "cpu", tuple(modules), tuple(pretrained)))
+    words = tuple(name for name in modules if name not in encoders)
+    space = SearchSpace(_decisions(preset == "cpu", tuple(modules), words, tuple(pretrained)))
 
     def make_spec(design: Mapping[str, Choice]) -> ChildSpec:
         name = str(design["embedding"])
         rows, size, kind = modules[name]
-        widths = range(2, int(design["conv_max_ngram"]) + 1) if design["convolution"] else ()
+        convolved = design.get("convolution", False)
+        widths = range(2, int(design["conv_max_ngram"]) + 1) if convolved else ()
         architecture = TextArchitecture(
-            embedding=name if name in pretrained else "",
+            embedding=name if name in pretrained or name in encoders else "",
             rows=rows,
             size=size,
             pretrained=name in pretrained,
-            trained=name not in pretrained or bool(design["fine_tune"]),
+            trained=name not in encoders and (name not in pretrained or bool(design["fine_tune"])),
             hashed=kind != "words",
             conv_widths=tuple(widths),
             conv_filters=int(design["conv_filters"]) if widths else 0,
@@ -328,7 +343,11 @@ def _optimizers(design: Mapping[str, Choice]) -> dict[str, OptimizerSettings]:
     }
 
 
-def _decisions(cpu: bool, embeddings: tuple[str, ...], pretrained: Sequence[str]) -> list[Decision]:
+def _decisions(
+    cpu: bool, embeddings: tuple[str, ...], words: tuple[str, ...], pretrained: Sequence[str]
+) -> list[Decision]:
+    """Returns the decisions, for all embeddings, those of words, and pre-trained ones of these."""
+    convolvable = None if words == embeddings else {"embedding": words}
     conv: dict[str, tuple[Choice, ...]] = {"convolution": (True,)}
     activations = ("relu", "swish", "tanh") if cpu else tuple(ACTIVATIONS)
     dropouts = (0.0, 0.2, 0.5) if cpu else (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -341,7 +360,7 @@ def _decisions(cpu: bool, embeddings: tuple[str, ...], pretrained: Sequence[str]
         Decision("fine_tune", (False, True), {"embedding": tuple(pretrained)}),
         Decision("lowercase", (True, False)),
         Decision("strip", (True, False)),
-        Decision("convolution", (False, True)),
+        Decision("convolution", (False, True), convolvable),
         Decision("conv_activation", activations, conv),
         Decision("conv_batch_norm", (False, True), conv),
         Decision("conv_max_ngram", (2, 3), conv),

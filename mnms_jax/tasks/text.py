@@ -204,6 +204,7 @@ def make_batch(
     architecture: TextArchitecture,
     table: np.ndarray | None,
     lengths: tuple[int, ...] | None = None,
+    features: np.ndarray | None = None,
 ) -> TextBatch:
     """Returns the inputs that an architecture takes, for N encoded texts.
 
@@ -212,7 +213,10 @@ def make_batch(
       architecture: of the child.
       table: float32 [V, E], the architecture's pre-trained embeddings, if it has any.
       lengths: bounds on the texts of each group of a batch; by default one for all.
+      features: float32 [N, E], of the architecture's sentence encoder, if it has one.
     """
+    if architecture.encoded:
+        return TextBatch(features, None, rows.ngrams, rows.weights)
     if architecture.pooled:
         assert table is not None
         pooled = _mean_embedding(np.asarray(rows.tokens), table)
