@@ -36,7 +36,7 @@ def test_defaults_are_valid_and_described():
         ({"space": "gpu"}, "--space=gpu: must be one of cpu, full"),
         (
             {"embeddings": ("mine",)},
-            "--embeddings=mine: must be name=path, or one of minilm, subwords",
+            "--embeddings=mine: must be name=path, or one of minilm, minilm_encoder, subwords",
         ),
     ],
 )
