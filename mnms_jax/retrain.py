@@ -58,6 +58,9 @@ def retrain_best(
       num_candidates: designs to choose from, the best of the search; 1: its best is taken.
       entries: the search's tasks, as they are named now; empty: as they were.
 
+    Returns:
+      What the designs earned on validation, and the children of the chosen one on test.
+
     Raises:
       UserError: there is no such search, the data isn't what was searched on, or all failed.
     """

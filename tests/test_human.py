@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
@@ -5,9 +7,12 @@ from toy import make_task
 
 import mnms_jax
 from benchmarks import human, rivals
+from mnms_jax.bench import Bench
+from mnms_jax.store import TrialRecord
 from mnms_jax.tasks.embeddings import WordVectors
 from mnms_jax.tasks.registry import load_tasks
 from mnms_jax.tasks.text import normalize
+from mnms_jax.training.judge import TrialResult
 from mnms_jax.types import Split, Task
 
 TEXTS = make_task("one", 600, num_classes=3, seed=1)
@@ -61,6 +66,40 @@ def test_each_seed_ends_at_its_best_epoch_and_anew_at_the_best_of_the_mean(monke
     assert fitted.predictions[0][:, 0].tolist() == [2, 11]
     assert fitted.predictions[1][:, 0].tolist() == [1, 11]
     assert asked == [(600, 3, 0), (600, 3, 1), (800, 2, 0), (800, 2, 1)]
+
+
+class FakeTrainer:
+    """Rewards the second design more with every seed but the search's; a child knows its seed."""
+
+    def train(self, requests):
+        for i, request in enumerate(requests):
+            yield i, TrialResult(0.9 if request.design["a"] else 0.2, None, 0.0, 0, "")
+
+    def fit(self, request):
+        return None, (request.design["a"], request.trial)
+
+
+def make_fake(task_id, design, variables):
+    def predict_proba(texts):
+        return np.eye(3)[np.full(len(texts), sum(variables))]
+
+    return SimpleNamespace(predict_proba=predict_proba)
+
+
+def test_the_best_design_and_the_confirmed_one_are_fitted_on_both():
+    log = [
+        TrialRecord("one", trial, {"a": trial}, 0.8 - 0.1 * trial, None, 0.0, 0, "", 0)
+        for trial in range(2)
+    ]
+    bench = Bench((TEXTS,), None, None, make_fake, FakeTrainer())
+    for number, other in ((2, 1), (1, 0)):
+        found = human.fit_designs((bench, bench), 0, log, number, 2)
+        expected = {"best design": 0, "confirmed design": other}
+        for name, design in expected.items():
+            for predictions in found[name].predictions:
+                assert predictions.shape == (2, len(TEXTS.splits["test"].labels))
+                assert predictions[:, 0].tolist() == [design, design + 1]
+    assert found["confirmed design"].validation == 0.8
 
 
 def test_rows_compare_on_the_same_examples(capsys):
