@@ -11,7 +11,7 @@ TextCNN (Kim 2014). Of images: logistic regression on pixels and LeNet-5 (LeCun 
 Command: python -m experiments.multitask --tasks=vader_movie,vader_amazon,vader_tweets,vader_nyt,\
 trec6,sms_spam --num_trials=128 --nocompare_random --workdir=runs/six
          python -m benchmarks.human --searched=runs/six
-Cost: 35 minutes of one CPU core, after the search.
+Cost: about an hour on two busy CPU cores, after the search.
 """
 
 import csv
