@@ -13,15 +13,18 @@ import optuna
 import pytest
 from commands import ROOT, command, run
 from idx import idx_bytes
+from toy import make_task
 
 import mnms_jax
 from mnms_jax import predictions
-from mnms_jax.bench import with_absolute_paths
+from mnms_jax.bench import Bench, with_absolute_paths
 from mnms_jax.card import escape
 from mnms_jax.optuna_bridge import add_to_optuna
 from mnms_jax.predictions import find_child, predict_file
+from mnms_jax.retrain import confirm
 from mnms_jax.stablehlo import export_stablehlo
-from mnms_jax.store import TrialLog, read_config
+from mnms_jax.store import TrialLog, TrialRecord, read_config
+from mnms_jax.training.judge import TrialResult
 from mnms_jax.types import UserError
 
 CLASSES = ("1 *star*", "2 | <b>")
@@ -307,25 +310,68 @@ def test_the_card_says_what_the_child_is(searched):
 
 def test_the_best_design_is_trained_anew_on_more(records):
     before = (records / "trials.jsonl").read_bytes()
-    accuracies = mnms_jax.retrain_best(records, num_seeds=2)
+    found = mnms_jax.retrain_best(records, num_seeds=2, num_candidates=2)
     child = mnms_jax.load_child(records / "retrained" / "iris")
     test = mnms_jax.load_tasks(["iris"])[0].splits["test"]
     correct = np.mean(child.predict_proba(test.inputs).argmax(1) == test.labels)
-    assert correct == pytest.approx(accuracies[0])
-    assert child.decisions == mnms_jax.load_child(find_child(records)).decisions
+    assert correct == pytest.approx(found.rewards[0]) and len(found.rewards) == 2
+    trials = {record.trial: record for record in TrialLog(records / "trials.jsonl").records}
+    first, second = found.candidates
+    assert {first.trial, second.trial} == {0, 1} and first.mean >= second.mean
+    for candidate in found.candidates:
+        assert candidate.design == trials[candidate.trial].decisions
+        assert candidate.rewards[0] == trials[candidate.trial].reward
+        assert len(candidate.rewards) == 3
+    assert child.decisions == first.design
     card = (records / "retrained" / "iris" / "README.md").read_text()
-    assert "of 2 seeds" in card and "that of seed 0" in card
+    assert "of 2 seeds" in card and "that of seed 0" in card and "of 3 seeds" in card
+    assert f"that of trial {first.trial}, chosen among the 2 best of a search" in card
     assert (records / "trials.jsonl").read_bytes() == before
     with pytest.raises(UserError, match="must be at least 1"):
         mnms_jax.retrain_best(records, num_seeds=0)
+    with pytest.raises(UserError, match="--candidates=0: must be at least 1"):
+        mnms_jax.retrain_best(records, num_candidates=0)
     with pytest.raises(
         UserError, match=r"--tasks=iris,wine: name all tasks .*, in their order: iris"
     ):
         mnms_jax.retrain_best(records, entries=["iris", "wine"])
 
 
+class FakeTrainer:
+    """Rewards designs by a table, and remembers what was asked of it."""
+
+    def __init__(self, rewards):
+        self.rewards, self.asked = rewards, []
+
+    def train(self, requests):
+        self.asked += requests
+        for i, request in enumerate(requests):
+            yield i, TrialResult(self.rewards[request.design["a"]][i % 2], None, 0.0, 0, "")
+
+
+def test_a_lucky_design_is_overtaken():
+    earned = {"lucky": 0.9, "good": 0.8, "fails": 0.85, "bad": 0.1}
+    rewards = {"lucky": (0.5, 0.6), "good": (0.8, 0.7), "fails": (0.9, None)}
+    log = [
+        TrialRecord("one", trial, {"a": name}, reward, None, 0.0, 0, "", 0)
+        for trial, (name, reward) in enumerate(earned.items())
+    ]
+    log.append(log[0]._replace(trial=4, bucket="log"))  # a repeat is no other design
+    trainer = FakeTrainer(rewards)
+    bench = Bench((make_task("one"),), None, None, None, trainer)
+    good, lucky, fails = confirm(bench, 0, log, num_candidates=3, num_seeds=2)
+    assert good.trial == 1 and good.rewards == (0.8, 0.8, 0.7)
+    assert lucky.trial == 0 and lucky.mean == pytest.approx(2 / 3)
+    assert fails.trial == 2 and np.isnan(fails.mean)
+    assert {request.trial for request in trainer.asked} == {5, 6}  # seeds that no trial had
+    (single,) = confirm(bench, 0, log, num_candidates=1, num_seeds=2)
+    assert single.design == {"a": "lucky"} and single.rewards == (0.9,)
+    assert len(trainer.asked) == 6  # a single one isn't trained
+
+
 def test_files_are_found_from_any_folder(searched):
-    assert len(mnms_jax.retrain_best(searched, num_seeds=1)) == 1
+    found = mnms_jax.retrain_best(searched, num_seeds=1)
+    assert len(found.rewards) == len(found.candidates) == 1
     assert read_config(searched)["entries"] == [f"mine={searched.parent}/reviews.csv"]
 
 
