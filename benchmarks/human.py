@@ -6,7 +6,8 @@ with what it chose fitted anew on training and validation examples together. Wha
 trained with several seeds, the search's designs as much as the rivals. The design is chosen as
 `experiments.retrain` does it. The test examples choose nothing. Of texts: logistic regression and a
 linear SVM on TF-IDF, NB-SVM (Wang & Manning 2012), fastText's model (Joulin et al. 2017) and
-TextCNN (Kim 2014). Of images: logistic regression on pixels and LeNet-5 (LeCun et al. 1998).
+TextCNN (Kim 2014); where the search had a sentence encoder, logistic regression on it too. Of
+images: logistic regression on pixels and LeNet-5 (LeCun et al. 1998).
 
 Command: python -m experiments.multitask --tasks=vader_movie,vader_amazon,vader_tweets,vader_nyt,\
 trec6,sms_spam --num_trials=128 --nocompare_random --workdir=runs/six
@@ -25,7 +26,7 @@ import rich.table
 from absl import flags
 
 import mnms_jax as mnms
-from benchmarks.rivals import RIVALS, Fitted
+from benchmarks.rivals import ENCODED_RIVALS, RIVALS, Fitted
 from mnms_jax.bench import Bench, make_bench
 from mnms_jax.retrain import Candidate, confirm, join, open_bench
 from mnms_jax.store import TrialLog, TrialRecord
@@ -174,7 +175,8 @@ def main() -> None:
         if task.kind not in RIVALS:
             raise mnms.UserError(f"task {task.name!r} is of {task.kind}s: nothing to compare with")
         models = fit_designs(benches, task_id, records, _CANDIDATES.value, _SEEDS.value)
-        for name, rival in RIVALS[task.kind].items():
+        encoded = ENCODED_RIVALS if "minilm_encoder" in config.embeddings else {}
+        for name, rival in {**RIVALS[task.kind], **encoded}.items():
             models[name] = rival(task, _SEEDS.value)
         rows += compare(task, models)
     with (workdir / "human.csv").open("w", newline="") as file:

@@ -24,6 +24,7 @@ import mnms_jax as mnms
 from mnms_jax.children.text import TextPreprocessing, TextSizes
 from mnms_jax.retrain import join
 from mnms_jax.tasks.embeddings import vectors_for
+from mnms_jax.tasks.sentences import kept_features
 from mnms_jax.tasks.text import encode, find_words, fit_encoder
 
 _SIZES = TextSizes(vocabulary=20_000, length=64, ngrams=2**18, hashed=2**13)
@@ -72,6 +73,16 @@ def tfidf(task: mnms.Task, num_seeds: int, make_model: Callable[[float], Any]) -
         return make_pipeline(words, make_model(c))
 
     return _fit_best(task, make_pipe)
+
+
+def encoded_regression(task: mnms.Task, num_seeds: int) -> Fitted:
+    """Fits logistic regression on what a sentence encoder makes of the texts."""
+    features = FunctionTransformer(functools.partial(kept_features, "minilm_encoder"))
+
+    def make_model(c: float) -> Any:
+        return make_pipeline(features, LogisticRegression(C=c, max_iter=1000))
+
+    return _fit_best(task, make_model, (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3))
 
 
 def nb_svm(task: mnms.Task, num_seeds: int) -> Fitted:
@@ -276,3 +287,5 @@ RIVALS: dict[str, dict[str, Rival]] = {
     },
     "image": {"pixels + logistic regression": pixels_regression, "LeNet-5": le_net},
 }
+# Beside those of texts, for searches that have the encoder too.
+ENCODED_RIVALS: dict[str, Rival] = {"minilm_encoder + logistic regression": encoded_regression}

@@ -34,6 +34,18 @@ def test_rivals_learn_texts(name, glove):
         assert np.mean(found == TEXTS.splits["test"].labels) > 0.8
 
 
+def test_a_rival_learns_from_an_encoder(monkeypatch):
+    def encode(name, texts):
+        assert name == "minilm_encoder"
+        return np.array([[f"onecue{c}" in text for c in range(3)] for text in texts], float)
+
+    monkeypatch.setattr(rivals, "kept_features", encode)
+    (rival,) = rivals.ENCODED_RIVALS.values()
+    first, anew = rival(TEXTS, 1).predictions
+    labels = TEXTS.splits["test"].labels
+    assert np.mean(first == labels) > 0.8 and np.mean(anew == labels) > 0.8
+
+
 @pytest.mark.parametrize("name", rivals.RIVALS["image"])
 def test_rivals_learn_images(name):
     (digits,) = load_tasks(["digits"])
