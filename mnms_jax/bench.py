@@ -211,7 +211,8 @@ def make_trainer(config: Config, family: ChildFamily, inputs: Inputs) -> Trainer
         reward=config.reward,
         program_folder=cache_folder() / "programs",
     )
-    logging.info("children are trained by %s", trainer.layout)
+    # Once, as some programs have several trainers, all alike.
+    logging.log_first_n(logging.INFO, "children are trained by %s", 1, trainer.layout)
     return trainer
 
 
