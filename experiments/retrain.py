@@ -27,7 +27,7 @@ def main() -> None:
     path = pathlib.Path(_WORKDIR.value).expanduser()
     rewards = mnms.retrain_best(path, _TASK.value, num_seeds=_SEEDS.value, entries=_TASKS.value)
     print(describe_rewards(rewards))
-    print(f"written to {path.absolute()}: retrained")
+    print(f"written to {path.resolve()}: retrained")
 
 
 if __name__ == "__main__":

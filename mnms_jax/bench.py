@@ -119,6 +119,7 @@ def _text_bench(config: Config, tasks: Sequence[Task]) -> Bench:
             inputs.encoder(task_id, preprocessing),
             inputs.table(task_id, preprocessing, architecture),
             variables,
+            registry.text_column(config.tasks[task_id]),
         )
 
     return _bench(config, tasks, family, inputs, make_child)
