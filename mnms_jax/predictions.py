@@ -81,8 +81,8 @@ def predict_file(child: Child, source: str, target: str = "-") -> None:
                 counts += [len(names), *_count_unseen(child, [str(name) for name in names])]
     if counts[1:].any():
         logging.warning(
-            "of %d texts, %d have no word and %d others none that the child knows: what is "
-            "predicted of them means nothing",
+            "of %d texts %d are without a word, and %d more without one that the child knows: what "
+            "is predicted of these means nothing",
             *counts,
         )
 

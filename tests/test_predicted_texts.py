@@ -52,7 +52,7 @@ def test_texts_of_which_it_knows_nothing_are_counted(child, tmp_path, monkeypatc
         predict_file(child, str(tmp_path / "in"), str(tmp_path / "out"))
         (record,) = caplog.records
         said = record.getMessage()
-        assert said.startswith("of 5 texts, 2 have no word and 1 others none that the child knows")
+        assert said.startswith("of 5 texts 2 are without a word, and 1 more without one that")
         (tmp_path / "in").write_text("the film\n")
         predict_file(child, str(tmp_path / "in"), str(tmp_path / "out"))
     assert caplog.records == [record]
