@@ -332,7 +332,7 @@ def test_files_are_found_from_any_folder(searched):
 def test_all_paths_of_a_configuration_are_made_absolute(tmp_path):
     config = mnms_jax.Config(
         tasks=(
-            "a=x/../x/y.csv?test=~/z.csv&text=t",
+            "a=x/../y.csv?test=~/z.csv&text=t",
             "b=/c.csv",
             "vader_movie",
             "tfds:imdb?test=test",
