@@ -93,7 +93,7 @@ def _count_unseen(child: TextChild, texts: Sequence[str]) -> tuple[int, int]:
     known = {*encoder.vocabulary[UNKNOWN + 1 :]}
     words = [tokenize(text, encoder.preprocessing)[: encoder.length] for text in texts]
     wordless = sum(not own for own in words)
-    if child.architecture.subwords:  # which say something of any word
+    if child.architecture.subwords or child.architecture.encoded:  # these know any word
         return wordless, 0
     return wordless, sum(known.isdisjoint(own) for own in words) - wordless
 

@@ -58,7 +58,8 @@ def test_texts_of_which_it_knows_nothing_are_counted(child, tmp_path, monkeypatc
     assert caplog.records == [record]
 
 
-def test_pieces_of_words_say_something_of_any_word(child):
+def test_pieces_of_words_and_encoders_say_something_of_any_word(child):
     assert predictions._count_unseen(child, ["xylophon", ""]) == (1, 1)
-    with_pieces = child._replace(architecture=child.architecture._replace(subwords=True))
-    assert predictions._count_unseen(with_pieces, ["xylophon", ""]) == (1, 0)
+    for change in ({"subwords": True}, {"rows": 0}):
+        other = child._replace(architecture=child.architecture._replace(**change))
+        assert predictions._count_unseen(other, ["xylophon", ""]) == (1, 0)
