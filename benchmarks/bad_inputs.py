@@ -147,7 +147,6 @@ def try_command(folder: pathlib.Path, command: Sequence[str]) -> tuple[int, str,
     )
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     said = next((line for line in reversed(lines) if "error: " in line), "")
-    said = said or next((line for line in lines if "FATAL Flags" in line), "")
     said = said or next(iter(lines[-1:]), "")
     return done.returncode, said.replace(str(folder), "$DIR"), "Traceback" in done.stderr
 

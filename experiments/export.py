@@ -23,7 +23,7 @@ def main() -> None:
     path = mnms.find_child(pathlib.Path(_WORKDIR.value).expanduser(), _TASK.value)
     output = pathlib.Path(_OUTPUT.value).expanduser()
     mnms.export_stablehlo(output, mnms.load_child(path))
-    print(f"written to {output.absolute()}: child.stablehlo, child.json, encoder.npz")
+    print(f"written to {output.resolve()}: child.stablehlo, child.json, encoder.npz")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main() -> None:
     names = [name for value in _WORKDIR.value for name in value.split(",") if name]
     output = pathlib.Path(_OUTPUT.value).expanduser() if _OUTPUT.value else None
     path = write_report([pathlib.Path(name).expanduser() for name in names], output)
-    print(f"written to {path.absolute()}")
+    print(f"written to {path.resolve()}")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def main() -> None:
         for candidate in found.candidates:
             print(f"trial {candidate.trial}: {describe_rewards(candidate.rewards, 'validation')}")
     print(f"trial {found.candidates[0].trial}, retrained: {describe_rewards(found.rewards)}")
-    print(f"written to {path.absolute()}: retrained")
+    print(f"written to {path.resolve()}: retrained")
 
 
 if __name__ == "__main__":

@@ -34,12 +34,19 @@ _SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds of the comparison, from --seed 
 _THRESHOLD = flags.DEFINE_integer(
     "threshold_trials", 200, "Random trials whose expected best is to be reached.", lower_bound=1
 )
-# How a single search is made; in a comparison, its methods say so.
-_NOT_COMPARED = (
-    *("from", "preset", "learner", "advantage", "imitate_best", "skip_connection"),
-    *("reward_model", "embedding", "trained", "imitation", "suggested", "guard", "replay"),
-    *("renamed", "time_limit", "track", "live_report"),
+# How a single search is made, and what to do in a comparison.
+_METHODS_SAY = (
+    *("preset", "learner", "advantage", "imitate_best", "skip_connection", "reward_model"),
+    *("embedding", "trained", "imitation", "suggested", "guard", "replay"),
 )
+_NOT_COMPARED = {
+    **dict.fromkeys(_METHODS_SAY, "name --methods instead"),
+    "from": "leave it out, as the other --tasks are each one's sources",
+    "renamed": "leave it out, as all tasks have one search space",
+    "time_limit": "give it fewer --num_trials or --seeds instead",
+    "track": "leave it out; WORKDIR/seed_*/*/trials.jsonl have every trial",
+    "live_report": "leave it out; experiments.report draws what is there while it goes on",
+}
 
 
 def main() -> None:
@@ -47,11 +54,9 @@ def main() -> None:
     if not _LEAVE_ONE_OUT.value:
         mnms.run_experiment(mnms.config_from_flags(mnms.TransferConfig))
         return
-    for name in _NOT_COMPARED:
+    for name, instead in _NOT_COMPARED.items():
         if flags.FLAGS[name].present:
-            raise mnms.UserError(
-                f"--{name} doesn't go with --leave_one_out: name --methods instead"
-            )
+            raise mnms.UserError(f"--{name} doesn't go with --leave_one_out: {instead}")
     config = mnms.config_from_flags()
     mnms.run_text_leave_one_out(
         config,

@@ -119,6 +119,7 @@ def _text_bench(config: Config, tasks: Sequence[Task]) -> Bench:
             inputs.encoder(task_id, preprocessing),
             inputs.table(task_id, preprocessing, architecture),
             variables,
+            registry.text_column(config.tasks[task_id]),
         )
 
     return _bench(config, tasks, family, inputs, make_child)
@@ -211,7 +212,8 @@ def make_trainer(config: Config, family: ChildFamily, inputs: Inputs) -> Trainer
         reward=config.reward,
         program_folder=cache_folder() / "programs",
     )
-    logging.info("children are trained by %s", trainer.layout)
+    # Once, as some programs have several trainers, all alike.
+    logging.log_first_n(logging.INFO, "children are trained by %s", 1, trainer.layout)
     return trainer
 
 

@@ -131,9 +131,9 @@ def use_cores_as_devices() -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
-        return app.parse_flags_with_usage(argv)
-    except ValueError as error:  # a value where none belongs, of which absl makes no flags.Error
-        _leave(1, f"error: {error}")
+        return flags.FLAGS(argv)
+    except (flags.Error, ValueError) as error:  # ValueError: a value where none belongs
+        _leave(1, f"error: {' '.join(str(error).split())}")
 
 
 def _connect() -> bool:

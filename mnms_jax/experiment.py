@@ -1,14 +1,13 @@
-"""A whole experiment: from a configuration to the best children, tested, exported and tabled."""
+"""A whole experiment: from a configuration to the best children."""
 
 import contextlib
 import dataclasses
 import functools
 import json
 import pathlib
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax
@@ -19,35 +18,23 @@ from absl import logging
 import mnms_jax
 from mnms_jax.advantage import ADVANTAGES
 from mnms_jax.bench import Bench, make_bench, with_absolute_paths
-from mnms_jax.card import escape, search_quality, write_card
+from mnms_jax.conclusion import conclude
 from mnms_jax.config import DESCRIPTIVE, LOCAL, RESUMABLE, Config, TransferConfig
-from mnms_jax.controller import choice_frequencies, make_policy, make_random_policy
+from mnms_jax.controller import make_policy, make_random_policy
 from mnms_jax.devices import exchange, from_first
-from mnms_jax.executor import Executor, open_executor
-from mnms_jax.export import Child, save_child
+from mnms_jax.executor import Executor, connect_executor, open_executor
 from mnms_jax.learner import make_learner, make_null_learner
 from mnms_jax.optuna_bridge import PREFIX, load_studies
-from mnms_jax.report import (
-    Finalists,
-    Specialization,
-    TaskSummary,
-    find_specialization,
-    print_summary,
-    summary_json,
-    top_records,
-)
-from mnms_jax.reward import ACCURACY, SIZES, measure, parse_reward
 from mnms_jax.reward_model import make_ranker
 from mnms_jax.run import Budget, RoundSetup, run_rounds
-from mnms_jax.saved_controller import SavedController, save_controller
+from mnms_jax.saved_controller import SavedController
 from mnms_jax.search import Search, SearchState, make_search
-from mnms_jax.sinks import TrackedChild, require_sinks, write_hyperparameters
-from mnms_jax.sources import digest, load_sources, similarities, to_save
-from mnms_jax.store import TrialRecord, Workdir, open_workdir, write_json
-from mnms_jax.tasks.reference import fit_reference
+from mnms_jax.sinks import require_sinks
+from mnms_jax.sources import digest, find_controller, load_sources, similarities
+from mnms_jax.store import Workdir, open_workdir, writable
+from mnms_jax.tasks.registry import check_tasks
 from mnms_jax.tasks.traits import task_traits
 from mnms_jax.tracking import Tracker
-from mnms_jax.training.fit import Request
 from mnms_jax.transfer import make_transfer_search, task_similarity
 from mnms_jax.types import Policy, UserError
 
@@ -148,20 +135,16 @@ def run_experiment(config: Config) -> dict:
     Raises:
       UserError: a mistake in the configuration, missing data, or a workdir of another search.
     """
-    if isinstance(config, TransferConfig):
-        if not config.from_:
-            raise UserError("--from: name the folder of a search or controller to start from")
-        if config.learner == "random":
-            raise UserError("--learner=random: random search has nothing to transfer")
-    require_sinks(config.track)
+    path = pathlib.Path(config.workdir).expanduser()
+    _check(config, path)
     if config.trials_per_task >= config.num_trials > 1 and config.learner != "random":
         logging.warning(
             "all trials are one round, of which the controller learns too late: --round_size=%d",
             config.round_size,
         )
-    path = pathlib.Path(config.workdir).expanduser()
     with contextlib.ExitStack() as stack:
-        refresh = stack.enter_context(_live_report(config, path))
+        begin_report = stack.enter_context(_live_report(config, path))
+        stack.enter_context(connect_executor(config))
         # With Ray, this process only trains the best children again, one at a time as workers do.
         alone = dataclasses.replace(config, num_workers=1) if config.executor == "ray" else config
         bench = make_bench(alone)
@@ -170,6 +153,7 @@ def run_experiment(config: Config) -> dict:
         compare = config.compare_random and config.learner != "random"
         limit = (config.time_limit or float("inf")) / (2 if compare else 1)
         executor = stack.enter_context(open_executor(config, bench))
+        refresh = begin_report()
         policy, state = _search(config, bench, executor, workdir, limit, sources, refresh=refresh)
         records, random_records = workdir.log.records, None
         if compare:
@@ -178,22 +162,48 @@ def run_experiment(config: Config) -> dict:
             random_workdir = stack.enter_context(_open(path / "random", rival, bench))
             _search(rival, bench, executor, random_workdir, limit, refresh=refresh)
             random_records = random_workdir.log.records
-        conclude = functools.partial(
-            _conclude, config, bench, path, policy, state, records, random_records, sources
+        end = functools.partial(
+            conclude, config, bench, path, policy, state, records, random_records, sources
         )
-        return json.loads(from_first(lambda: json.dumps(conclude()).encode()))
+        return json.loads(from_first(lambda: json.dumps(end()).encode()))
+
+
+def _check(config: Config, path: pathlib.Path) -> None:
+    """Refuses what can be seen to be wrong before data are loaded, which may take long.
+
+    Raises:
+      UserError: see `run_experiment`.
+    """
+    check_tasks(config.tasks)
+    if isinstance(config, TransferConfig):
+        if not config.from_:
+            raise UserError("--from: name the folder of a search or controller to start from")
+        if config.learner == "random":
+            raise UserError("--learner=random: random search has nothing to transfer")
+        if not config.from_.startswith(PREFIX):
+            find_controller(pathlib.Path(config.from_).expanduser())
+    for name, file in config.embedding_files.items():
+        if not pathlib.Path(file).expanduser().exists():
+            raise UserError(f"--embeddings={name}={file}: there is no such file")
+    require_sinks(config.track)
+    if jax.process_index() == 0:  # which alone writes
+        with writable("--workdir", path):
+            there = next(p for p in (path, *path.absolute().parents) if p.exists())
+            tempfile.TemporaryFile(dir=there).close()
 
 
 @contextlib.contextmanager
-def _live_report(config: Config, path: pathlib.Path) -> Iterator[Callable[[], None] | None]:
-    """Gives what draws the report after a round, in the first process and when asked to."""
+def _live_report(
+    config: Config, path: pathlib.Path
+) -> Iterator[Callable[[], Callable[[], None] | None]]:
+    """Gives `LiveReport.begin`, or what returns None but in the first process when asked to."""
     if not config.live_report or jax.process_index() > 0:
-        yield None
+        yield lambda: None
         return
     from mnms_jax.live_report import LiveReport  # late, as few need it
 
     with LiveReport(path) as report:
-        yield report.refresh
+        yield report.begin
 
 
 @contextlib.contextmanager
@@ -277,124 +287,3 @@ def _search(
     about = dataclasses.asdict(config)
     with Tracker(workdir.path, console, sinks=sinks, about=about, refresh=refresh) as tracker:
         return policy, run_rounds(setup, state, workdir, tracker, config.learner)
-
-
-def _conclude(
-    config: Config,
-    bench: Bench,
-    path: pathlib.Path,
-    policy: Policy,
-    state: SearchState,
-    records: Sequence[TrialRecord],
-    random_records: Sequence[TrialRecord] | None,
-    sources: SavedController | None,
-) -> dict:
-    space = bench.family.space
-    summaries = []
-    for task_id, task in enumerate(bench.tasks):
-        logging.info("testing the best children on %s", task.name)
-        best = path / "best" / task.name
-        finalists = _test(bench, task_id, records, config, best)
-        random = None
-        if random_records is not None:
-            rival = dataclasses.replace(config, learner="random")
-            random = _test(bench, task_id, random_records, rival)
-        reference = fit_reference(task, config.reward)
-        summaries.append(TaskSummary(task.name, finalists, random, reference))
-        if finalists.records:
-            _write_card(config, bench, task_id, summaries[-1], best)
-    frequencies = {
-        task.name: choice_frequencies(policy, space, state.params, jax.random.key(0), task_id)
-        for task_id, task in enumerate(bench.tasks)
-    }
-    specialization = find_specialization(space, frequencies)
-    if config.save_controller and config.learner != "random":
-        learned = (state.params, records, sources, config.reward, config.skip_connection)
-        saved = to_save(space, bench.tasks, *learned)
-        save_controller(path / "controller", saved)
-    summary = summary_json(summaries, specialization, config.reward)
-    write_json(path / "summary.json", summary)
-    if "tensorboard" in config.track:
-        write_hyperparameters(path / "tensorboard" / "best", _tracked(summaries))
-    _print(config, path, summaries, specialization)
-    return summary
-
-
-def _tracked(summaries: Sequence[TaskSummary]) -> Iterator[TrackedChild]:
-    """Yields each task's best children with what they were rewarded on validation and test."""
-    for summary in summaries:
-        found = summary.finalists
-        for record, test in zip(found.records, found.test_rewards, strict=True):
-            rewards = {"validation": record.reward, "test": test}
-            known = {split: value for split, value in rewards.items() if value is not None}
-            yield TrackedChild(summary.task, record.trial, record.decisions, known)
-
-
-def _test(
-    bench: Bench,
-    task_id: int,
-    records: Sequence[TrialRecord],
-    config: Config,
-    best: pathlib.Path | None = None,
-) -> Finalists:
-    """Tests a task's best children; saves the first one into `best`."""
-    task = bench.tasks[task_id]
-    test = task.splits["test"]
-    top = top_records(records, task.name)
-    reward, rewards, metrics = parse_reward(config.reward), [], []
-    for record, child in zip(top, _retrain(bench, task_id, top), strict=True):
-        sizes = {name: record.metrics[name] for name in SIZES if name in record.metrics}
-        metrics.append({**measure(test.labels, child.predict_proba(test.inputs)), **sizes})
-        rewards.append(reward(metrics[-1])[0])
-        if best is not None and record is top[0]:
-            save_child(best, child)
-    num_trials = sum(record.task == task.name for record in records)
-    label = f"{config.learner} transfer" if isinstance(config, TransferConfig) else config.learner
-    return Finalists(label, num_trials, top, tuple(rewards), tuple(metrics))
-
-
-def _write_card(
-    config: Config, bench: Bench, task_id: int, summary: TaskSummary, best: pathlib.Path
-) -> None:
-    task, trial = bench.tasks[task_id], summary.finalists.records[0]
-    origin = (
-        f"Found by {escape(summary.finalists.label)} search with seed {config.seed}, trial "
-        f"{trial.trial} on the task, and trained on the training examples alone."
-    )
-    quality = search_quality(summary, task, config.reward)
-    write_card(best, task, config.tasks[task_id], trial.decisions, quality, origin)
-
-
-def _retrain(bench: Bench, task_id: int, records: Sequence[TrialRecord]) -> Iterator[Child]:
-    """Yields the children of trials, trained again exactly as they were then."""
-    task = bench.tasks[task_id]
-    for record in records:
-        outcome, variables = bench.trainer.fit(
-            Request(task_id, task.name, record.trial, record.decisions)
-        )
-        accuracy, logged = float(outcome.accuracy), record.metrics.get(ACCURACY, record.reward)
-        if accuracy != logged:
-            logging.warning(
-                "trial %d of %s had accuracy %s and has %s now: another machine or version?",
-                record.trial,
-                task.name,
-                logged,
-                accuracy,
-            )
-        yield bench.make_child(task_id, record.decisions, variables)
-
-
-def _print(
-    config: Config,
-    path: pathlib.Path,
-    summaries: Sequence[TaskSummary],
-    specialization: Sequence[Specialization],
-) -> None:
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
-    print_summary(summaries, specialization, console, config.reward)
-    learns = config.learner != "random"
-    written = ["trials.jsonl", "summary.json", "best/TASK", "checkpoints", *config.track]
-    written += ["report"] * config.live_report
-    written += ["controller"] * (config.save_controller and learns)
-    written += ["random (the trials of random search)"] * (config.compare_random and learns)
-    console.print(f"written to {path.absolute()}: {', '.join(written)}", soft_wrap=True)

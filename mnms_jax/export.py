@@ -62,6 +62,7 @@ class TextChild(NamedTuple):
     encoder: TextEncoder
     table: np.ndarray | None  # float32 [V, E], pre-trained embeddings
     variables: Params
+    text_column: str | None = None  # of the files that it was trained on, if that was said
 
     @property
     def model(self) -> ChildModel:
@@ -264,6 +265,7 @@ def save_child(path: pathlib.Path, child: Child) -> None:
             "length": encoder.length,
             "num_ngrams": encoder.num_ngrams,
             "vocabulary": encoder.vocabulary,
+            "text_column": child.text_column,
         }
     elif isinstance(child, ImageChild):
         arrays["statistics"] = child.statistics._asdict()
@@ -339,4 +341,5 @@ def load_child(path: str | pathlib.Path) -> Child:
         encoder,
         arrays.get("table"),
         arrays["variables"],
+        data.get("text_column"),  # which older ones don't say
     )

@@ -101,7 +101,7 @@ def run_leave_one_out(
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
     print_comparison(comparison, console)
     console.print(
-        f"written to {workdir.absolute()}: {', '.join(_TABLES)}, leave_one_out.html", soft_wrap=True
+        f"written to {workdir.resolve()}: {', '.join(_TABLES)}, leave_one_out.html", soft_wrap=True
     )
     return comparison
 

@@ -39,8 +39,6 @@ class LiveReport:
         self._is_drawn = self._failed = False
 
     def __enter__(self) -> "LiveReport":
-        path = self._workdir.absolute() / "report" / "report.html"
-        logging.info("%s is drawn from the first round on, every %g s", path, EVERY_SECONDS)
         return self
 
     def __exit__(
@@ -53,6 +51,12 @@ class LiveReport:
             self._draw(lambda _: write_report([self._workdir]))
         elif self._is_drawn:
             self._draw(lambda now: self._write(f"The search was stopped before its end, at {now}."))
+
+    def begin(self) -> Callable[[], None]:
+        """Says where the page will be, and returns what is to be called after every round."""
+        path = self._workdir.resolve() / "report" / "report.html"
+        logging.info("%s is drawn from the first round on, every %g s", path, EVERY_SECONDS)
+        return self.refresh
 
     def refresh(self) -> None:
         """Draws the page if it is time to."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, TypeAlias
 
 import numpy as np
+from absl import logging
 
 from mnms_jax.export import Child, ImageChild, TextChild, probabilities
 from mnms_jax.space import nearest
@@ -18,6 +19,7 @@ from mnms_jax.store import UNFINISHED
 from mnms_jax.tasks.columns import SUFFIXES, SUFFIXES_LISTED, read_batches, read_lines, unusable
 from mnms_jax.tasks.files import read_texts
 from mnms_jax.tasks.images import read_idx
+from mnms_jax.tasks.text import UNKNOWN, tokenize
 from mnms_jax.types import UserError
 
 _ROWS = 4096  # that are in memory at once
@@ -57,9 +59,10 @@ def predict_file(child: Child, source: str, target: str = "-") -> None:
 
     Args:
       child: predicts.
-      source: for texts, a file of columns, with ?text=COLUMN behind it or not, or of any other name
-        a text a line, "-" being the standard input; for records, a file of columns; for images,
-        .npy or IDX.
+      source: for texts, a file of columns, or of any other name a text a line, "-" being the
+        standard input; for records, a file of columns; for images, .npy or IDX. The column of the
+        texts is what ?text=COLUMN behind the file says; else the one that the child was trained
+        on; where the file has none of that name, it is guessed.
       target: a file of JSON lines if its name ends in .jsonl, else CSV; "-" is the standard output.
 
     Raises:
@@ -68,17 +71,37 @@ def predict_file(child: Child, source: str, target: str = "-") -> None:
     path, _, column = source.partition("?text=")
     parts = _read(child, pathlib.Path(path).expanduser(), column or None)
     first = next(parts, None)  # before anything is written
+    counts = np.zeros(3, int)  # of texts, those without a word, those without a known one
     with _open(target, path) as file:
         write = (_json_writer if target.endswith(".jsonl") else _csv_writer)(file, child)
         for names, inputs in itertools.chain([] if first is None else [first], parts):
             found = probabilities(child, inputs)
             write(names, [child.class_names[i] for i in found.argmax(-1)], found)
+            if isinstance(child, TextChild):
+                counts += [len(names), *_count_unseen(child, [str(name) for name in names])]
+    if counts[1:].any():
+        logging.warning(
+            "of %d texts %d are without a word, and %d more without one that the child knows: what "
+            "is predicted of these means nothing",
+            *counts,
+        )
+
+
+def _count_unseen(child: TextChild, texts: Sequence[str]) -> tuple[int, int]:
+    """Returns how many texts have no word, and how many have some of which the child knows none."""
+    encoder = child.encoder
+    known = {*encoder.vocabulary[UNKNOWN + 1 :]}
+    words = [tokenize(text, encoder.preprocessing)[: encoder.length] for text in texts]
+    wordless = sum(not own for own in words)
+    if child.architecture.subwords or child.architecture.encoded:  # these know any word
+        return wordless, 0
+    return wordless, sum(known.isdisjoint(own) for own in words) - wordless
 
 
 def _read(child: Child, path: pathlib.Path, column: str | None) -> Iterator[_Part]:
     """Yields the rows' names and a batch for the child."""
     if isinstance(child, TextChild):
-        for texts in _read_texts(path, column):
+        for texts in _read_texts(path, column, child.text_column):
             yield texts, child.encode(texts)
     elif isinstance(child, ImageChild):
         images = _read_images(path)
@@ -97,9 +120,13 @@ def _read(child: Child, path: pathlib.Path, column: str | None) -> Iterator[_Par
             start += len(batch)
 
 
-def _read_texts(path: pathlib.Path, column: str | None) -> Iterator[list[str]]:
+def _read_texts(
+    path: pathlib.Path, column: str | None, trained_on: str | None
+) -> Iterator[list[str]]:
     if path.suffix.lower() in SUFFIXES:  # others than lower-case ones are refused there
-        yield from (read_texts(columns, column) for columns in read_batches(path, _ROWS))
+        for columns in read_batches(path, _ROWS):
+            known = trained_on if trained_on in columns.names else None
+            yield read_texts(columns, column or known)
         return
     lines = (unicodedata.normalize("NFC", line.rstrip("\r\n")) for line in read_lines(path))
     while texts := list(itertools.islice(lines, _ROWS)):

@@ -1,10 +1,9 @@
 """The straight line of a run: rounds of ask, train and tell, with everything kept on disk."""
 
 import functools
-import json
 import queue
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from mnms_jax.devices import exchange, from_first
-from mnms_jax.executor import Executor
+from mnms_jax.devices import from_first
+from mnms_jax.executor import Executor, own_share, train_shared
 from mnms_jax.journal import Journal, identity, rung_accuracies
 from mnms_jax.learner import Metrics
 from mnms_jax.search import Proposal, Search, SearchState, pending_trials
@@ -62,6 +61,57 @@ class _Round(NamedTuple):
     def records(self, journal: Journal) -> list[TrialRecord]:
         """Returns the trials that are logged, in order."""
         return [record for record in map(journal.find, self.requests) if record is not None]
+
+
+class _Watch(NamedTuple):
+    """Knows what a search waits for, and shows its progress."""
+
+    setup: RoundSetup
+    journal: Journal
+    tracker: Tracker
+    label: str
+    arrivals: queue.SimpleQueue[int]  # a round's number for each child that is there to be taken
+    num_before: int  # trials that were there at the start
+    start: float  # time.monotonic()
+
+    @property
+    def num_rounds(self) -> int:
+        return -(-self.setup.num_trials // self.journal.trials_per_round)
+
+    def show_trained(self, round_index: int, done: int, total: int) -> None:
+        """Shows how many of the children that a round trains are done."""
+        where = f"{self.label} round {round_index + 1}/{self.num_rounds}"
+        self.tracker.note(f"{where}: {done} of {total} children trained")
+
+    def show(self, num_rounds: int, last: _Round, metrics: Metrics) -> None:
+        """Shows where the search stands after so many rounds, with the learner's metrics."""
+        records, names = self.journal.log.records, self.setup.task_names
+        stats = self.setup.trainer.stats
+        seconds = max(time.monotonic() - self.start, 1e-9)
+        speed = (len(records) - self.num_before) / seconds
+        total = self.setup.num_trials
+        means, bests = (
+            {
+                name: [r.reward for r in rows if r.task == name and r.reward is not None]
+                for name in names
+            }
+            for rows in (last.records(self.journal), records)
+        )
+        self.tracker.show(
+            Progress(
+                label=self.label,
+                round=num_rounds,
+                num_rounds=self.num_rounds,
+                trials=len(records),
+                trials_per_second=speed,
+                idle_share=stats.idle_share,
+                num_programs=stats.programs,
+                mean_reward={name: float(np.mean(found)) for name, found in means.items() if found},
+                best_reward={name: max(found) for name, found in bests.items() if found},
+                scalars={name: float(value) for name, value in metrics.items()},
+                seconds_left=(total - len(records)) / speed if speed else float("nan"),
+            )
+        )
 
 
 def make_requests(
@@ -128,21 +178,21 @@ def run_rounds(
         asked[number] = _ask(setup, state, number, asked, room)
     journal = Journal(workdir.log, trials_per_round, in_order=setup.in_order)
     state, asked = _restore(setup, workdir, journal, state, asked)
-    watch = _Watch(setup, journal, tracker, label, time.monotonic(), len(workdir.log.records))
-    arrivals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    num_before, arrivals = len(journal.log.records), queue.SimpleQueue[int]()
+    watch = _Watch(setup, journal, tracker, label, arrivals, num_before, time.monotonic())
     in_flight: list[_Round] = []
     try:
         while True:
             step = int(state.step)
             asked[step + ahead] = _ask(setup, state, step + ahead, asked, room)
-            _begin_rounds(setup, asked, journal, in_flight, arrivals)
+            _begin_rounds(setup, asked, journal, in_flight, watch)
             if not in_flight:
                 break
             if not ahead and (step + 1) * trials_per_round < setup.num_trials:
                 _prefetch(
                     setup, _ask(setup, state, step + 1, {}, room), step + 1, journal, in_flight
                 )
-            told = _next_told(in_flight, journal, arrivals, step)
+            told = _next_told(in_flight, journal, watch, step)
             if told is None:  # the budget has cut the last round short
                 watch.show(step + 1, in_flight[0], {})
                 break
@@ -221,7 +271,7 @@ def _prefetch(
     this one: its random numbers are its own. Of several rounds in flight the next has begun.
     """
     fresh = _fresh(_requests(setup, proposal, round_index), journal, in_flight)
-    setup.trainer.prefetch(_own_share(list(fresh.values())))
+    setup.trainer.prefetch(own_share(list(fresh.values())))
 
 
 def _requests(setup: RoundSetup, proposal: Proposal, round_index: int) -> list[Request]:
@@ -247,14 +297,14 @@ def _begin_rounds(
     asked: Mapping[int, Proposal],
     journal: Journal,
     in_flight: list[_Round],
-    arrivals: queue.SimpleQueue,
+    watch: _Watch,
 ) -> None:
     """Has the rounds trained that were asked for, as far as the budget goes."""
     begun = {other.number for other in in_flight}
     for number, proposal in asked.items():
         is_past = number * journal.trials_per_round >= setup.num_trials
         if number not in begun and not is_past and not _is_over(setup, journal, number):
-            in_flight.append(_begin_round(setup, proposal, number, journal, in_flight, arrivals))
+            in_flight.append(_begin_round(setup, proposal, number, journal, in_flight, watch))
 
 
 def _begin_round(
@@ -263,7 +313,7 @@ def _begin_round(
     round_index: int,
     journal: Journal,
     in_flight: Iterable[_Round],
-    arrivals: queue.SimpleQueue,
+    watch: _Watch,
 ) -> _Round:
     """Has a round's children trained, but those that the log holds and those of known designs.
 
@@ -273,7 +323,7 @@ def _begin_round(
       round_index: of the round.
       journal: holds all trials so far, and when resumed maybe some of the round.
       in_flight: the rounds before it that aren't told, whose designs will be known.
-      arrivals: is given the round's number for each child that is there to be taken.
+      watch: is told of what arrives.
 
     Raises:
       UserError: the log lacks a trial before others of the round, or has another design.
@@ -295,13 +345,14 @@ def _begin_round(
         if not logged
     ]
     fresh = _fresh((request for _, request in waiting), journal, in_flight)
-    arrived = functools.partial(arrivals.put, round_index)
-    outcomes = _train_shared(setup.trainer, list(fresh.values()), arrived)
+    arrived = functools.partial(watch.arrivals.put, round_index)
+    count = functools.partial(watch.show_trained, round_index)
+    outcomes = train_shared(setup.trainer, list(fresh.values()), arrived, count)
     return _Round(round_index, requests, waiting, fresh, outcomes)
 
 
 def _next_told(
-    in_flight: Sequence[_Round], journal: Journal, arrivals: queue.SimpleQueue, step: int
+    in_flight: Sequence[_Round], journal: Journal, watch: _Watch, step: int
 ) -> _Round | None:
     """Waits until the next round can be told, and returns it; None if no other ever can."""
     while True:
@@ -312,8 +363,11 @@ def _next_told(
                 return begun
         if not any(begun.waiting for begun in in_flight):
             return None
-        number = in_flight[0].number if journal.in_order else arrivals.get()
+        number = in_flight[0].number if journal.in_order else watch.arrivals.get()
         source = next(begun for begun in in_flight if begun.number == number)
+        watch.show_trained(
+            number, sum(own in journal.known for own in source.fresh), len(source.fresh)
+        )
         index, result = next(source.outcomes)
         own = list(source.fresh)[index]
         journal.known[own] = (source.fresh[own].trial, result)
@@ -332,68 +386,3 @@ def _log_known(in_flight: Sequence[_Round], journal: Journal) -> None:
             else:
                 left.append((own, request))
         begun.waiting[:] = left
-
-
-def _train_shared(
-    trainer: Executor, requests: Sequence[Request], arrived: Callable[[], None]
-) -> Generator[tuple[int, TrialResult]]:
-    """Returns what `Executor.train` does, in every process; each has trained its share."""
-    if jax.process_count() == 1:
-        return trainer.train(requests, arrived)
-    return _train_share(trainer, requests)
-
-
-def _own_share(children: Sequence[Any]) -> Sequence[Any]:
-    """Returns what of a round's children this process trains."""
-    return children[jax.process_index() :: jax.process_count()]
-
-
-def _train_share(
-    trainer: Executor, requests: Sequence[Request]
-) -> Generator[tuple[int, TrialResult]]:
-    numbers = _own_share(range(len(requests)))
-    own = [(numbers[i], result) for i, result in trainer.train(_own_share(requests))]
-    for message in exchange(json.dumps(own).encode()):
-        for index, result in json.loads(message):
-            yield index, TrialResult(*result)
-
-
-class _Watch(NamedTuple):
-    """Shows a search's progress."""
-
-    setup: RoundSetup
-    journal: Journal
-    tracker: Tracker
-    label: str
-    start: float  # time.monotonic()
-    num_before: int  # trials that were there at the start
-
-    def show(self, num_rounds: int, last: _Round, metrics: Metrics) -> None:
-        """Shows where the search stands after so many rounds, with the learner's metrics."""
-        records, names = self.journal.log.records, self.setup.task_names
-        stats = self.setup.trainer.stats
-        seconds = max(time.monotonic() - self.start, 1e-9)
-        speed = (len(records) - self.num_before) / seconds
-        total = self.setup.num_trials
-        means, bests = (
-            {
-                name: [r.reward for r in rows if r.task == name and r.reward is not None]
-                for name in names
-            }
-            for rows in (last.records(self.journal), records)
-        )
-        self.tracker.show(
-            Progress(
-                label=self.label,
-                round=num_rounds,
-                num_rounds=-(-total // self.journal.trials_per_round),
-                trials=len(records),
-                trials_per_second=speed,
-                idle_share=stats.idle_share,
-                num_programs=stats.programs,
-                mean_reward={name: float(np.mean(found)) for name, found in means.items() if found},
-                best_reward={name: max(found) for name, found in bests.items() if found},
-                scalars={name: float(value) for name, value in metrics.items()},
-                seconds_left=(total - len(records)) / speed if speed else float("nan"),
-            )
-        )

@@ -19,6 +19,7 @@ from mnms_jax.tasks.registry import check_tasks
 from mnms_jax.types import UserError
 
 _OPTIONS = ("replay", "frozen")
+_BETWEEN_TASKS = re.compile(r"\+(?=[\w-]+(?:[=+]|$)|tfds:)")  # not within a path
 _PHASE = re.compile(rf"(.+?):([1-9][0-9]*)((?::(?:{'|'.join(_OPTIONS)}))*)")
 
 
@@ -54,7 +55,9 @@ def parse_phase(text: str) -> Phase:
         )
     tasks, number, options = found.groups()
     chosen = options.split(":")
-    return Phase(tuple(tasks.split("+")), int(number), *(name in chosen for name in _OPTIONS))
+    return Phase(
+        tuple(_BETWEEN_TASKS.split(tasks)), int(number), *(name in chosen for name in _OPTIONS)
+    )
 
 
 def run_schedule(config: TransferConfig, phases: Sequence[Phase]) -> list[dict]:

@@ -1,10 +1,9 @@
 """A search as pure functions: ask for children to train, tell their rewards."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +15,7 @@ from mnms_jax.learner import Learner, Metrics
 from mnms_jax.replay import Batch, ReplayBank, Suggestions
 from mnms_jax.reward_model import Expectations, Knowledge, Ranker, Trials, fit_expectations
 from mnms_jax.space import SearchSpace
-from mnms_jax.types import Array, Params, Policy, PRNGKey
+from mnms_jax.types import Array, Params, Policy, PRNGKey, UserError
 
 _ASK, _TELL = range(2)  # uses of a round's key
 
@@ -49,12 +48,14 @@ class Search(NamedTuple):
       init: key -> state.
       ask: state -> the round's proposal. Asking twice gives the same proposal. A second argument
         says what was asked for and isn't told yet, see `pending_trials`.
-      tell: state, proposal, rewards [B] (NaN: the trial failed) -> state, metrics.
+      tell: state, proposal, rewards -> state, metrics. Rewards are an array or a list of B numbers,
+        in the proposal's order; NaN or None: the trial failed. Raises a UserError if the proposal
+        is of another search's shape, or there are fewer or more rewards than children.
     """
 
     init: Callable[[PRNGKey], SearchState]
     ask: Callable[..., Proposal]
-    tell: Callable[[SearchState, Proposal, Array], tuple[SearchState, Metrics]]
+    tell: Callable[[SearchState, Proposal, Any], tuple[SearchState, Metrics]]
 
 
 def make_search(
@@ -120,9 +121,9 @@ def make_search(
             output = evaluate(state.params, jnp.concatenate(jnp.swapaxes(actions, 0, 1)), ids)
         return Proposal(ids, output.actions, output.log_probs)
 
-    def tell(state: SearchState, proposal: Proposal, rewards: Array) -> tuple[SearchState, Metrics]:
-        chex.assert_rank([proposal.actions, rewards], [2, 1])
-        batch = Batch(*proposal, rewards=jnp.asarray(rewards, jnp.float32))
+    @jax.jit
+    def learn(state: SearchState, proposal: Proposal, rewards: Array) -> Any:
+        batch = Batch(*proposal, rewards=rewards)
         baseline = update_baseline(state.baseline, batch.task_ids, batch.rewards)
         replay = replay_lib.add(state.replay, batch)
         params, opt_state, metrics = learner.update(
@@ -134,7 +135,37 @@ def make_search(
             metrics = {**metrics, **_beliefs(space, ranker, state, num_tasks)}
         return state, metrics
 
-    return Search(jax.jit(init), jax.jit(ask), jax.jit(tell))
+    def tell(
+        state: SearchState, proposal: Proposal, rewards: Array | Sequence[float | None]
+    ) -> tuple[SearchState, Metrics]:
+        shape = (task_ids.size, space.num_decisions)
+        return learn(state, proposal, _check_told(proposal, rewards, shape))
+
+    return Search(jax.jit(init), jax.jit(ask), tell)
+
+
+def _check_told(
+    proposal: Proposal, rewards: Array | Sequence[float | None], shape: tuple[int, int]
+) -> Array:
+    """Returns the rewards of a proposal of this shape, [B, D], as float32 [B].
+
+    Raises:
+      UserError: the proposal, or the rewards, have another shape.
+    """
+    if proposal.actions.shape != shape:
+        raise UserError(
+            f"a proposal of shape {list(proposal.actions.shape)}: this search's are of shape "
+            f"{list(shape)} (children, decisions); tell a search of what it was asked for itself"
+        )
+    if isinstance(rewards, list | tuple):
+        rewards = [np.nan if reward is None else reward for reward in rewards]
+    told = jnp.asarray(rewards, jnp.float32)
+    if told.shape != shape[:1]:
+        raise UserError(
+            f"rewards of shape {list(told.shape)}: must be of shape [{shape[0]}], one for each "
+            "child of the proposal in its order, NaN for a trial that failed"
+        )
+    return told
 
 
 def pending_trials(

@@ -9,13 +9,15 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from mnms_jax.store import read_json, write_json
 from mnms_jax.types import Choice, UserError
 
 _PROJECT = "mnms_jax"  # unless the library's own environment variable says otherwise
 _LONGEST = 500  # characters of a parameter that MLflow keeps
+
+Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]  # killed, if stopped from outside
 
 
 class Sink(Protocol):
@@ -24,8 +26,8 @@ class Sink(Protocol):
     def write(self, scalars: Mapping[str, float], step: int) -> None:
         """Takes those of a round; the same one may come again after a crash."""
 
-    def close(self) -> None:
-        """Waits until all is written."""
+    def close(self, status: Status = "FINISHED") -> None:
+        """Says how the search ended, and waits until all is written."""
 
 
 class TrackedChild(NamedTuple):
@@ -106,7 +108,7 @@ class _TensorBoard:
             self._writer.add_scalar(name, value, step, time.time())
         self._writer.flush()
 
-    def close(self) -> None:
+    def close(self, status: Status = "FINISHED") -> None:
         self._writer.close()
 
 
@@ -129,8 +131,8 @@ class _WeightsAndBiases:
     def write(self, scalars: Mapping[str, float], step: int) -> None:
         self._run.log(dict(scalars), step=step)
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, status: Status = "FINISHED") -> None:
+        self._run.finish(exit_code=int(status != "FINISHED"))
 
 
 class _MLflow:
@@ -164,8 +166,8 @@ class _MLflow:
         ]
         self._client.log_batch(self._run, metrics=metrics)
 
-    def close(self) -> None:
-        self._client.set_terminated(self._run)
+    def close(self, status: Status = "FINISHED") -> None:
+        self._client.set_terminated(self._run, status)
 
 
 # By the names of their libraries, and of the extras that these are.

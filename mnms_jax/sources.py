@@ -36,7 +36,7 @@ def load_sources(
     Raises:
       UserError: there is no controller, no decision of its space is left, or see `match_spaces`.
     """
-    saved = _load(path)
+    saved = load_controller(find_controller(path))
     match = match_spaces(saved.space, space, renamed)
     if saved.space.fingerprint == space.fingerprint:
         return saved
@@ -68,10 +68,15 @@ def load_sources(
     return saved._replace(space=space, params=params, trials=trials)
 
 
-def _load(path: pathlib.Path) -> SavedController:
+def find_controller(path: pathlib.Path) -> pathlib.Path:
+    """Returns the folder of a controller, given that or the folder of the search that saved it.
+
+    Raises:
+      UserError: there is none.
+    """
     inside = path / "controller"
     if inside.is_dir() or (path / "controller.json").exists():
-        return load_controller(inside if inside.is_dir() else path)
+        return inside if inside.is_dir() else path
     if (path / "trials.jsonl").exists():
         raise UserError(
             f"{path} holds no controller: its search hasn't ended, or had --nosave_controller"

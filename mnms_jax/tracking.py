@@ -1,10 +1,11 @@
-"""What a running search shows: a table on a terminal, or a line a round; and whom it tells."""
+"""What a running search shows: a table on a terminal, or lines in a log; and whom it tells."""
 
 import concurrent.futures
 import contextlib
 import json
 import math
 import pathlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -12,9 +13,12 @@ from typing import Any, NamedTuple
 import rich.console
 import rich.live
 import rich.table
+import rich.text
 from absl import logging
 
-from mnms_jax.sinks import Sink, open_sink
+from mnms_jax.sinks import Sink, Status, open_sink
+
+QUIET_SECONDS = 60.0  # in which a log may say nothing of a round that goes on
 
 
 class Progress(NamedTuple):
@@ -38,7 +42,7 @@ class Tracker:
 
     Every round's scalars are a line of rounds.jsonl, which needs no library to be read, and are
     told to the sinks. A round that is done again after a crash has another line. A sink that fails
-    is told of once, and nothing any more.
+    is told of once, and nothing any more. At the end they are told how it came.
 
     Args:
       path: the search's folder.
@@ -63,12 +67,18 @@ class Tracker:
         self._console = console or rich.console.Console(stderr=True)
         # Signals interrupt the main thread alone: interrupted, a writer would never close.
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "mnms-tracking")
-        self._sinks = {
-            name: self._thread.submit(open_sink, name, path, about or {}).result() for name in sinks
-        }
+        self._sinks: dict[str, Sink] = {}
         self._rounds = path / "rounds.jsonl"
         self._live = rich.live.Live(console=self._console) if self._console.is_terminal else None
         self._refresh = refresh
+        self._shown: Progress | None = None
+        self._said = time.monotonic()  # when a line was last printed
+        with contextlib.ExitStack() as stack:
+            stack.push(self.__exit__)  # closes what is open, should another sink not open
+            for name in sinks:
+                opened = self._thread.submit(open_sink, name, path, about or {})
+                self._sinks[name] = opened.result()
+            stack.pop_all()
 
     def __enter__(self) -> "Tracker":
         if self._live:
@@ -83,17 +93,20 @@ class Tracker:
     ) -> None:
         if self._live:
             self._live.stop()
+        status: Status = "FINISHED"
+        if kind is not None:
+            status = "FAILED" if issubclass(kind, Exception) else "KILLED"
         for name in [*self._sinks]:
-            self._thread.submit(self._tell, name, lambda sink: sink.close()).result()
+            self._thread.submit(self._tell, name, lambda sink: sink.close(status)).result()
         self._thread.shutdown()
 
     def show(self, progress: Progress) -> None:
         """Shows where the search stands."""
+        self._shown = progress
         if self._live:
             self._live.update(_as_table(progress), refresh=True)
         else:
-            line = _as_line(progress)
-            self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+            self._print(_as_line(progress))
         scalars = {
             **{f"reward/{task}": value for task, value in progress.mean_reward.items()},
             **{f"best/{task}": value for task, value in progress.best_reward.items()},
@@ -105,6 +118,18 @@ class Tracker:
         self._thread.submit(self._write, scalars, progress.round).result()
         if self._refresh:
             self._refresh()
+
+    def note(self, line: str) -> None:
+        """Shows how far a round is: on a terminal always, in a log after a minute's silence."""
+        if self._live:
+            seen = rich.text.Text(line) if self._shown is None else _as_table(self._shown, line)
+            self._live.update(seen, refresh=True)
+        elif time.monotonic() - self._said >= QUIET_SECONDS:
+            self._print(line)
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+        self._said = time.monotonic()
 
     def _write(self, scalars: Mapping[str, float], step: int) -> None:
         known = {name: value for name, value in scalars.items() if math.isfinite(value)}
@@ -119,7 +144,7 @@ class Tracker:
         except Exception as error:  # a server that is gone, and what else libraries may raise
             sink = self._sinks.pop(name)
             with contextlib.suppress(Exception):
-                sink.close()
+                sink.close("FAILED")
             logging.warning("%s isn't told any more (%s); the search goes on", name, error)
 
 
@@ -142,8 +167,8 @@ def _headline(progress: Progress) -> str:
     )
 
 
-def _as_table(progress: Progress) -> rich.table.Table:
-    table = rich.table.Table(title=_headline(progress) + _beliefs(progress))
+def _as_table(progress: Progress, note: str | None = None) -> rich.table.Table:
+    table = rich.table.Table(title=_headline(progress) + _beliefs(progress), caption=note)
     for column in ("task", "mean of the round", "best so far"):
         table.add_column(column, justify="left" if column == "task" else "right")
     for task, best in progress.best_reward.items():

@@ -20,10 +20,13 @@ class Recorder:
     """A tracker that keeps what it is shown."""
 
     def __init__(self):
-        self.shown = []
+        self.shown, self.notes = [], []
 
     def show(self, progress):
         self.shown.append(progress)
+
+    def note(self, line):
+        self.notes.append(line)
 
 
 class DiedError(Exception):
@@ -86,9 +89,9 @@ def setup_of(
     return setup, search.init(jax.random.key(0))
 
 
-def search_in(path, family, trainer, **kwargs):
+def search_in(path, family, trainer, recorder=None, **kwargs):
     setup, state = setup_of(family, trainer, **kwargs)
-    recorder = Recorder()
+    recorder = recorder or Recorder()
     with open_workdir(path, {}) as workdir:
         state = run_rounds(setup, state, workdir, recorder, "ppo")
         return state, workdir.log.records, recorder.shown

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pytest
 from commands import ROOT, command, kill_when, lines, run
@@ -202,12 +203,62 @@ def test_missing_data_is_said_within_five_seconds(tmp_path):
         ("extra", "error: no arguments but flags are taken, got extra"),
         ("seed=3", "error: no arguments but flags are taken, got seed=3; did you mean --seed=3?"),
         ("--nocompare_random=1", "error: --nocompare_random=1 does not take an argument"),
+        ("--num_trails=1", "error: Unknown command line flag 'num_trails'. Did you mean: num_"),
+        ("--space=huge", "error: flag --space=huge: value should be one of <cpu|full|cells>"),
     ],
 )
 def test_mistakes_get_one_clear_line(tmp_path, flag, message):
     done = run(sys.executable, "-m", "experiments.multitask", f"--workdir={tmp_path / 'w'}", flag)
     assert done.returncode == 1
-    assert message in done.stderr + done.stdout and "Traceback" not in done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert done.stdout == "" and "FATAL" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ("vader_moive",)}, "task 'vader_moive' is unknown"),
+        ({"embeddings": ("mine=nowhere.txt",)}, "--embeddings=mine=nowhere.txt: there is no"),
+        ({"track": ("mlflow",)}, "--track=mlflow needs it"),
+        ({"executor": "ray"}, "--executor=ray: Ray is not installed"),
+        ({"workdir": "file"}, "--workdir file can't be written: Not a directory"),
+        ({"workdir": "file/w"}, "--workdir file/w can't be written: Not a directory"),
+        ({"workdir": "/proc/no/w"}, "--workdir /proc/no/w can't be written: "),
+        ({"from_": ""}, "--from: name the folder"),
+        ({"from_": "new"}, "new holds no controller"),
+    ],
+    ids=lambda x: "=".join(map(str, *x.items())) if isinstance(x, dict) else "",
+)
+def test_what_needs_no_data_is_refused_before_any_is_loaded(
+    tmp_path, monkeypatch, caplog, changes, message
+):
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    for name in ("ray", "mlflow"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it weren't installed
+    monkeypatch.setattr("mnms_jax.experiment.make_bench", mock.Mock(side_effect=AssertionError))
+    kind = mnms_jax.TransferConfig if "from_" in changes else mnms_jax.Config
+    config = kind(**{"tasks": ("iris",), "workdir": "new", **changes})
+    with pytest.raises(UserError, match=re.escape(message)), caplog.at_level("INFO", "absl"):
+        run_experiment(config)
+    assert not caplog.records
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_live_report_is_promised_when_the_search_begins(tmp_path, monkeypatch, caplog):
+    config = mnms_jax.Config(
+        tasks=("iris",), num_trials=1, learner="random", live_report=True, workdir=str(tmp_path)
+    )
+    with monkeypatch.context() as patch, caplog.at_level("INFO", "absl"):
+        bad_data = mock.Mock(side_effect=UserError("bad data"))
+        patch.setattr("mnms_jax.experiment.make_bench", bad_data)
+        with pytest.raises(UserError, match="bad data"):
+            run_experiment(config)
+    assert "is drawn" not in caplog.text
+    with caplog.at_level("INFO", "absl"):
+        run_experiment(config)
+    page = tmp_path / "report" / "report.html"
+    assert f"{page} is drawn from the first round on" in caplog.text and page.exists()
 
 
 def test_a_task_and_an_embedding_have_names_of_their_own(tmp_path, data_dir):

@@ -23,7 +23,7 @@ tasks.inputs tasks.image_inputs tasks.record_inputs tasks.reference tasks.regist
 artifact export predictions stablehlo saved_controller bench executor sources sinks tracking report
 card methods optuna_bridge optuna_sampler strategies comparison tabular_experiment charts page
 figures journal run lockstep leave_one_out history analysis search_charts drawing html_report
-live_report experiment retrain schedule cli""".split()
+live_report conclusion experiment retrain schedule cli""".split()
 PURE = ORDER[: ORDER.index("training.program") + 1]
 IMPURE_LIBRARIES = {"absl", "tensorflow_datasets", "orbax", "tensorboardX", "rich", "pathlib", "os"}
 

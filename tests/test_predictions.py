@@ -377,14 +377,19 @@ def test_files_are_found_from_any_folder(searched):
 
 def test_all_paths_of_a_configuration_are_made_absolute(tmp_path):
     config = mnms_jax.Config(
-        tasks=("a=x/y.csv?test=~/z.csv&text=t", "b=/c.csv", "vader_movie", "tfds:imdb?test=test"),
+        tasks=(
+            "a=x/../y.csv?test=~/z.csv&text=t",
+            "b=/c.csv",
+            "vader_movie",
+            "tfds:imdb?test=test",
+        ),
         embeddings=("minilm", "mine=vectors.txt"),
         data_dir="data",
     )
     with contextlib.chdir(tmp_path):
         found = with_absolute_paths(config)
     first, *others = found.tasks
-    assert first == f"a={tmp_path}/x/y.csv?test={pathlib.Path.home()}/z.csv&text=t"
+    assert first == f"a={tmp_path}/y.csv?test={pathlib.Path.home()}/z.csv&text=t"
     assert others == ["b=/c.csv", "vader_movie", "tfds:imdb?test=test"]
     assert found.embeddings == ("minilm", f"mine={tmp_path}/vectors.txt")
     assert found.data_dir == f"{tmp_path}/data" and with_absolute_paths(found) == found

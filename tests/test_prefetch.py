@@ -1,11 +1,12 @@
 import queue
+import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 from toy import SPACE
 
-from mnms_jax import run
+from mnms_jax import executor, run
 from mnms_jax.controller import make_random_policy
 from mnms_jax.journal import Journal
 from mnms_jax.learner import make_null_learner
@@ -57,11 +58,17 @@ def test_each_of_two_processes_prefetches_what_it_trains(tmp_path, search, monke
     repeating = proposal._replace(task_ids=jnp.array([0, 1, 0, 1]), actions=actions)
     journal = Journal(TrialLog(tmp_path / "trials.jsonl"), 4)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(run, "exchange", lambda message: [message])
+    monkeypatch.setattr(executor, "exchange", lambda message: [message])
     for process, number in ((0, 2), (1, 1)):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         setup = setup_of(search)
         run._prefetch(setup, repeating, 0, journal, ())
-        begun = run._begin_round(setup, repeating, 0, journal, (), queue.SimpleQueue())
+        counts = []
+        watch = types.SimpleNamespace(
+            arrivals=queue.SimpleQueue(),
+            show_trained=lambda *known, counts=counts: counts.append(known),
+        )
+        begun = run._begin_round(setup, repeating, 0, journal, (), watch)
         assert len(list(begun.outcomes)) == number
+        assert counts == [(0, done + 1, number) for done in range(number)]
         assert setup.trainer.prefetched == setup.trainer.rounds

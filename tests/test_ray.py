@@ -13,6 +13,7 @@ import types
 import jax
 import pytest
 from commands import lines
+from searching import Recorder
 from toy import make_family, make_task, make_trainer
 
 import mnms_jax as mnms
@@ -108,11 +109,6 @@ def local():
     return make_trainer(TASKS, FAMILY, lanes=2)
 
 
-class Silent:
-    def show(self, progress):
-        pass
-
-
 @pytest.fixture(scope="module")
 def search():
     policy = mnms.make_policy(FAMILY.space, 2)
@@ -127,7 +123,7 @@ def trials(path, search, trainer, rounds_in_flight, **changes):
     )
     setup = setup._replace(**changes)
     with open_workdir(path, {}) as workdir:
-        run_rounds(setup, search.init(jax.random.key(0)), workdir, Silent(), "ppo")
+        run_rounds(setup, search.init(jax.random.key(0)), workdir, Recorder(), "ppo")
     return lines(path)
 
 

@@ -76,7 +76,7 @@ def test_rounds_in_flight_are_given_out_before_the_one_before_is_told(
         designs = [dict(r.design) for r in make_requests(family.space, NAMES, proposal, i)]
         assert designs == [r.decisions for r in records[start : start + 6]]
 
-    class Noting:
+    class Noting(Recorder):
         def show(self, progress):
             given.append(len(eager.given))
 

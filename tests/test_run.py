@@ -9,6 +9,7 @@ from searching import (
     TASKS,
     DiedError,
     DyingTrainer,
+    Recorder,
     assert_equal,
     dying_family,
     lines,
@@ -78,6 +79,17 @@ def test_progress(whole):
     assert shown[-1].best_reward["one"] == best
     assert 0 < shown[-1].idle_share < 1
     assert "policy_entropy" in shown[0].scalars
+
+
+def test_a_round_says_how_far_it_is_before_each_wait(tmp_path, family, trainer, whole):
+    recorder = Recorder()
+    search_in(tmp_path, family, trainer, recorder)
+    trained = [sum(r.round == n and r.bucket != "log" for r in whole[2]) for n in range(3)]
+    assert recorder.notes == [
+        f"ppo round {n + 1}/3: {done} of {total} children trained"
+        for n, total in enumerate(trained)
+        for done in range(total)
+    ]
 
 
 @pytest.mark.parametrize("lifetime", [0, 1, 4, 7])

@@ -96,6 +96,11 @@ def test_what_is_no_phase(text):
         parse_phase(text)
 
 
+def test_a_plus_within_a_path_is_no_other_task():
+    tasks = ("mine=c++/a+b.csv", "imdb", "tfds:a/b", "old=d+e/f.csv?text=g")
+    assert parse_phase(f"{'+'.join(tasks)}:3").tasks == tasks
+
+
 @pytest.mark.parametrize(
     "text",
     ["a:3", "a+b:12:replay", "a:1:frozen", "a:1:replay:frozen", "tfds:a/b?text=c+d:2:frozen"],

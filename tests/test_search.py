@@ -1,5 +1,7 @@
 import functools
+import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ from mnms_jax.replay import Batch, add, best, sample
 from mnms_jax.reward_model import make_ranker
 from mnms_jax.search import SearchState, make_search, pending_trials
 from mnms_jax.space import Decision, SearchSpace
-from mnms_jax.types import LEARNERS
+from mnms_jax.types import LEARNERS, UserError
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -99,6 +101,37 @@ def test_random_search_never_changes():
     state, rewards = run(search, 5)
     assert state.params == {} and state.step == 5
     assert rewards.shape[0] == 5
+
+
+def test_rewards_may_be_a_list_of_any_numbers():
+    _, search = build()
+    state = search.init(jax.random.key(0))
+    proposal = search.ask(state)
+    told = [0.5, None, np.int64(1), *[0] * 13]
+    expected, _ = search.tell(state, proposal, jnp.array([0.5, jnp.nan, 1.0, *[0.0] * 13]))
+    for rewards in (told, tuple(told), np.array(told, float)):
+        found, _ = search.tell(state, proposal, rewards)
+        chex.assert_trees_all_equal(found.replay, expected.replay)
+
+
+@pytest.mark.parametrize(
+    "rewards", [[0.5], np.zeros((16, 1)), 0.5, np.zeros(17)], ids=lambda x: f"{np.shape(x)}"
+)
+def test_other_rewards_than_the_proposals_are_refused_by_shape(rewards):
+    _, search = build()
+    state = search.init(jax.random.key(0))
+    shape = re.escape(str(list(np.shape(rewards))))
+    with pytest.raises(UserError, match=rf"^rewards of shape {shape}: must be of shape \[16\]"):
+        search.tell(state, search.ask(state), rewards)
+
+
+def test_another_searchs_proposal_is_refused_by_shape():
+    _, search = build()
+    policy = make_random_policy(SPACE)
+    other = make_search(SPACE, policy, make_null_learner(), num_tasks=1, trials_per_task=3)
+    proposal = other.ask(other.init(jax.random.key(0)))
+    with pytest.raises(UserError, match=r"of shape \[3, 3\]: this search's are of shape \[16, 3\]"):
+        search.tell(search.init(jax.random.key(0)), proposal, jnp.zeros(16))
 
 
 def test_asking_twice_gives_the_same_and_telling_changes_it():

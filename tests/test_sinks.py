@@ -69,11 +69,11 @@ def records_of(content):
             record = b""
 
 
-def tell(name, folder, steps):
+def tell(name, folder, steps, status="FINISHED"):
     sink = open_sink(name, folder, {"seed": 3, "tasks": ("a", "b"), "long": 3 * "x" * 1000})
     for step in steps:
         sink.write({"reward/a<b>": step / 2, "learner/loss": float("nan")}, step)
-    sink.close()
+    sink.close(status)
 
 
 # Their own warnings are theirs.
@@ -88,6 +88,8 @@ def test_mlflow_has_one_run_of_a_search_that_was_gone_on_with(tmp_path, monkeypa
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.run_name == f"{tmp_path.parent.name}/{tmp_path.name}"
     assert run.info.status == "FINISHED"
+    tell("mlflow", tmp_path, (), "FAILED")
+    assert client.get_run(run.info.run_id).info.status == "FAILED"
     assert run.data.params["seed"] == "3" and run.data.params["tasks"] == "('a', 'b')"
     history = client.get_metric_history(run.info.run_id, "reward/a_b_")
     assert {metric.step: metric.value for metric in history} == {1: 0.5, 2: 1.0, 3: 1.5}
@@ -104,15 +106,18 @@ def test_wandb_offline_writes_into_the_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     tell("wandb", tmp_path, (1, 2))
     time.sleep(1.1)  # its folders are called by the second
-    tell("wandb", tmp_path, (3,))
-    found, runs = {}, set()
+    tell("wandb", tmp_path, (3,), "FAILED")
+    found, runs, exit_codes = {}, set(), []
     for path in tmp_path.glob("wandb/offline-run-*/run-*.wandb"):
         for record in map(Record.FromString, records_of(path.read_bytes())):
             items = {item.key or item.nested_key[0]: item for item in record.history.item}
             if items:
                 found[record.history.step.num] = items["reward/a<b>"].value_json
+            if record.HasField("exit"):
+                exit_codes.append(record.exit.exit_code)
             if record.run.run_id:
                 runs.add((record.run.run_id, record.run.display_name, record.run.project))
     assert found == {1: "0.5", 2: "1", 3: "1.5"}
+    assert sorted(exit_codes) == [0, 1]
     ((_, name, project),) = runs
     assert (name, project) == (f"{tmp_path.parent.name}/{tmp_path.name}", "mnms_jax")

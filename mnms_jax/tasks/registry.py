@@ -52,16 +52,24 @@ def with_absolute_paths(entry: str) -> str:
     """
     if is_tfds_task(entry) or "=" not in entry:
         return entry
-    name, train, *options = parse_file_task(entry)
-    pairs = [
-        f"{key}={value.absolute() if isinstance(value, pathlib.Path) else value}"
-        for key, value in zip(FileTask._fields[2:], options, strict=True)
-        if value is not None
-    ]
-    absolute = f"{name}={train.absolute()}{'?' * bool(pairs)}{'&'.join(pairs)}"
-    # A folder may be called so that its files' names can't be told from options.
-    is_safe = not {*"?&"} & {*str(pathlib.Path.cwd())}
-    return absolute if is_safe else entry
+    name, *options = parse_file_task(entry)
+    own = [str(_absolute(x)) if isinstance(x, pathlib.Path) else x for x in options]
+    if any({*"?&"} & {*option} for option in own if option):
+        return entry  # a folder's name can't be told from options
+    pairs = [f"{key}={x}" for key, x in zip(FileTask._fields[2:], own[1:], strict=True) if x]
+    return f"{name}={own[0]}{'?' * bool(pairs)}{'&'.join(pairs)}"
+
+
+def text_column(entry: str) -> str | None:
+    """Returns the column that has a task's texts, as far as its entry says so."""
+    if is_tfds_task(entry):
+        return parse_tfds_task(entry)[1].text
+    return parse_file_task(entry).text if "=" in entry else None
+
+
+def _absolute(path: pathlib.Path) -> pathlib.Path:
+    """Returns a path without ".."; the file keeps its own name, which says how it is read."""
+    return path.parent.resolve() / path.name
 
 
 def load_tasks(
