@@ -4,6 +4,9 @@ import doctest
 import importlib
 import pathlib
 import re
+import shlex
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -72,6 +75,57 @@ def test_the_how_to_is_one_program(capsys):
         for params in (state.params, after.params)
     )
     assert now > before
+
+
+def test_commands_in_the_guide_have_flags_that_are_there():
+    """Each experiment reads its flags, and checks them as far as that takes no data."""
+    commands = _commands()
+    assert len(commands) >= 9
+    running = {
+        module: subprocess.Popen(
+            [sys.executable, "-c", _READ_FLAGS, module, *lines],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT.parent,
+        )
+        for module, lines in commands.items()
+    }
+    for module, process in running.items():
+        _, errors = process.communicate()
+        assert process.returncode == 0, (module, errors[-1000:])
+
+
+# Runs an experiment with another main, which reads the flags of one command after another.
+_READ_FLAGS = """
+import runpy, shlex, sys
+import mnms_jax
+from absl import flags
+
+def read(main):
+    for command in commands:
+        for name in flags.FLAGS:
+            flags.FLAGS[name].unparse()
+        assert flags.FLAGS([module, *shlex.split(command)]) == [module]
+        if "round_size" in flags.FLAGS:
+            mnms_jax.config_from_flags()
+
+_, module, *commands = sys.argv
+mnms_jax.run_main = read
+runpy.run_module(module, run_name="__main__")
+"""
+
+
+def _commands():
+    """Returns the flags of the README's and the guide's commands, a line each, by module."""
+    found = {}
+    for page in (DOCS.parent / "README.md", *DOCS.glob("*.md")):
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                if name := re.search(r"\bexperiments\.\w+", line):
+                    words = shlex.split(re.sub(r" #.*", "", line[name.end() :]))
+                    given = [word for word in words if word.startswith("--") and word != "--help"]
+                    found.setdefault(name[0], []).append(shlex.join(given))
+    return found
 
 
 def _programs(page):
