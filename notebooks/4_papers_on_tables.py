@@ -5,7 +5,7 @@
 # that one controller can search for several tasks at once, and that a pre-trained one finds good designs
 # for a new task in far fewer trials. Neither paper came with code or tables. Here their controllers play
 # on HPOBench-MLP, in which all 30,000 designs of a perceptron are already trained on eight data sets: a
-# whole search is one compiled function, and hundreds of them take minutes.
+# whole search is one compiled function. Seven methods with 16 seeds each take about four minutes of computing.
 
 # %%
 import importlib.util
