@@ -16,6 +16,8 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "mnms_jax"
 html_static_path = ["static"]
+# So that the README's table fits into a line.
+html_theme_options = {"light_css_variables": {"code-font-size": "var(--font-size--small--3)"}}
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 napoleon_use_ivar = True

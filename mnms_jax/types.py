@@ -27,20 +27,31 @@ class UserError(ValueError):
 
 
 class Split(NamedTuple):
-    """Labelled examples."""
+    """Labelled examples.
 
-    # N texts, a tuple; images, uint8 [N, H, W, C]; or records, columns of N values by name.
+    Attributes:
+      inputs: N texts, a tuple; images, uint8 [N, H, W, C]; or records, columns of N values by name.
+      labels: int32 [N], indices into the task's class names.
+    """
+
     inputs: Any
-    labels: np.ndarray  # int32 [N], indices into the task's class names
+    labels: np.ndarray
 
 
 class Task(NamedTuple):
-    """A classification data set, split once and for all."""
+    """A classification data set, split once and for all.
+
+    Attributes:
+      name: of the task; its trials' randomness comes from it, among others.
+      splits: "train", "validation" and "test".
+      class_names: in the order of the labels.
+      kind: "text", "image" or "record"; or a name of your own for inputs of your own.
+    """
 
     name: str
-    splits: Mapping[str, Split]  # "train", "validation" and "test"
+    splits: Mapping[str, Split]
     class_names: tuple[str, ...]
-    kind: str = "text"  # or "image" or "record"
+    kind: str = "text"
 
     @property
     def num_classes(self) -> int:
@@ -103,27 +114,46 @@ class WarmStart(NamedTuple):
 
 
 class OptimizerSettings(NamedTuple):
-    """How one group of a child's parameters is trained."""
+    """How one group of a child's parameters is trained.
 
-    name: str  # "sgd", "adam" or "adagrad"
+    Attributes:
+      name: "sgd", "adam" or "adagrad".
+      learning_rate: at the beginning.
+      regularization: weight of L2 on matrices and tables.
+      schedule: of the learning rate: "linear" or "cosine", both to 0, or "constant".
+    """
+
+    name: str
     learning_rate: float
-    regularization: float  # weight of L2 on matrices and tables
-    schedule: str = "linear"  # of the learning rate: "linear", "cosine", both to 0, or "constant"
+    regularization: float
+    schedule: str = "linear"
 
 
 class ChildSpec(NamedTuple):
     """A design, sorted by what it changes.
 
     Children of one architecture share one compiled program; all the rest is a traced input.
+
+    Attributes:
+      architecture: whatever changes shapes or the graph; `ChildFamily.make_model` takes it.
+      preprocessing: how the task's inputs are prepared, for the function that gives the trainer its
+        data; None if there is one way only.
+      hyperparameters: pytree of NumPy scalars and small arrays, of the same shapes and types for
+        all designs of an architecture, that the model reads.
+      optimizers: one for each group of parameters, by their top-level name.
+      num_samples: training examples seen, counted with repeats.
+      unpadded: the architecture without unused units, whose parameters are counted for rewards that
+        have `params` in them; None: it is `architecture`.
+      unused: numbers among its parameters that the design has no use for, which don't count either.
     """
 
-    architecture: Hashable  # shapes and graph
-    preprocessing: Hashable  # how the task's inputs are prepared
-    hyperparameters: Any  # pytree of scalars and small arrays that the model reads
-    optimizers: Mapping[str, OptimizerSettings]  # by top-level name of the parameters
-    num_samples: int  # training examples seen, counted with repeats
-    unpadded: Hashable = None  # the architecture that has no unused units; None: it is the same
-    unused: int = 0  # numbers among its parameters that the design has no use for
+    architecture: Hashable
+    preprocessing: Hashable
+    hyperparameters: Any
+    optimizers: Mapping[str, OptimizerSettings]
+    num_samples: int
+    unpadded: Hashable = None
+    unused: int = 0
 
 
 class ChildModel(NamedTuple):
@@ -140,11 +170,17 @@ class ChildModel(NamedTuple):
 
 
 class ChildFamily(NamedTuple):
-    """A kind of child: what can be decided, and the models that result."""
+    """A kind of child: what can be decided, and the models that result.
 
-    space: Any  # SearchSpace
-    make_spec: Callable[[Mapping[str, Choice]], ChildSpec]  # design by name -> spec
-    make_model: Callable[[Hashable, int], ChildModel]  # architecture, number of classes
+    Attributes:
+      space: the SearchSpace.
+      make_spec: design, choices of the active decisions by name -> spec.
+      make_model: architecture, number of classes -> model.
+    """
+
+    space: Any
+    make_spec: Callable[[Mapping[str, Choice]], ChildSpec]
+    make_model: Callable[[Hashable, int], ChildModel]
 
 
 class ChildData(NamedTuple):
@@ -153,12 +189,21 @@ class ChildData(NamedTuple):
     Rows to train on come first and those to evaluate on after them, both padded. Each place in a
     batch takes rows from a stratum of its own (training/program.py): rows may be sorted, and those
     of a stratum are in random order.
+
+    Attributes:
+      inputs: pytree of arrays [N, ...].
+      labels: int32 [N].
+      num_train: int32 [], rows to train on, from row 0.
+      first_evaluation: int32 [], the first row to evaluate on.
+      num_evaluation: int32 [], rows to evaluate on.
+      num_classes: int32 [], of this task; logits beyond are masked.
+      constants: pytree of arrays without rows, e.g. a pre-trained table.
     """
 
-    inputs: Any  # pytree of arrays [N, ...]
-    labels: AnyArray  # int32 [N]
-    num_train: AnyArray  # int32 [], from row 0
-    first_evaluation: AnyArray  # int32 [], row
-    num_evaluation: AnyArray  # int32 []
-    num_classes: AnyArray  # int32 [], of this task; logits beyond are masked
-    constants: Any  # pytree of arrays without rows, e.g. a pre-trained table
+    inputs: Any
+    labels: AnyArray
+    num_train: AnyArray
+    first_evaluation: AnyArray
+    num_evaluation: AnyArray
+    num_classes: AnyArray
+    constants: Any

@@ -3,7 +3,8 @@
 #
 # A file needs no code (`--tasks=NAME=PATH`). In Python anything can be a task, and any model whose
 # parameters are a pytree can be a child: here two sets of points in the plane, one with interleaved
-# half moons and one with rings, and small networks with a choice of features, width and optimiser.
+# half moons and one with rings, and small networks with a choice of features, width and optimiser. That
+# takes about a minute of computing.
 
 # %%
 import importlib.util
@@ -193,4 +194,5 @@ plt.show()
 # %%
 for task_id, task in enumerate(tasks):
     frequencies = mnms.choice_frequencies(policy, space, state.params, jax.random.key(1), task_id)
-    print(task.name, dict(zip(("linear", "squares"), frequencies[0, :2].round(2), strict=True)))
+    shares = frequencies[0, :2].round(2).tolist()
+    print(task.name, dict(zip(("linear", "squares"), shares, strict=True)))

@@ -235,8 +235,9 @@ def make_child_data(
 
     Args:
       task: the task.
-      num_rows: of each split, as `common_num_rows` gives them.
-      arrays: of each split, a row for each example.
+      num_rows: of "train" and "validation", the most that any task has, to which rows are padded;
+        a batch to train on, 128, at least.
+      arrays: of both, a row for each example.
       constants: see ChildData.
     """
     parts = [

@@ -81,12 +81,13 @@ def load_tasks(
 
     Args:
       entries: names of packaged tasks, of TFDS ones, or of those that scikit-learn brings along;
-        tfds:NAME for any of TFDS, see `parse_tfds_task`; NAME=PATH for a file of one's own, see
-        `parse_file_task`, or a folder of images, see `load_idx_task`.
+        tfds:NAME/CONFIG for any of TFDS, with ?text=FEATURE&label=FEATURE&test=SPLIT behind it or
+        not; NAME=PATH for a file of one's own, with ?text=COLUMN&label=COLUMN&test=PATH behind it
+        or not, or a folder of IDX images. docs/tasks.md has the rules.
       data_dir: folder of prepared TFDS data; None for TFDS's own default.
       max_train_examples: of a task; None: all. Of more in a file or a split of TFDS no more are
         held: a sample of its rows is cleaned, and what has no rows of its own held out of that. Of
-        other tasks, what is held out stays as it is. Always the same, see `sample`.
+        other tasks, what is held out stays as it is. The sample is the same on every call.
 
     Raises:
       UserError: an unknown name, a file that can't be used, or data that is neither there nor to be

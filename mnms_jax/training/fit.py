@@ -55,13 +55,21 @@ _COMPILER_OPTIONS: dict[str, dict] = {
 
 
 class Request(NamedTuple):
-    """A child to train."""
+    """A child to train.
+
+    Attributes:
+      task_id: index of its task, for the function that gives the trainer its data.
+      task_name: decides about its random numbers, with the seed and the trial.
+      trial: number of the trial on its task, from 0.
+      design: choices of the active decisions by name.
+      rung_accuracies: to be reached at the first rungs, or it is stopped.
+    """
 
     task_id: int
     task_name: str
-    trial: int  # number of the trial on its task, from 0
+    trial: int
     design: Mapping[str, Choice]
-    rung_accuracies: Sequence[float] = ()  # to be reached at the first rungs, or it is stopped
+    rung_accuracies: Sequence[float] = ()
 
 
 class TrainerStats(NamedTuple):
@@ -103,7 +111,7 @@ class Trainer:
         own, as they are code. Only those of this package's families are.
       rung_samples: training examples seen, ascending, after which children are evaluated and
         hopeless ones, by their accuracy, stopped; a child's own end counts as none.
-      reward: what children are rewarded with, a formula, see `parse_reward`.
+      reward: what children are rewarded with, a metric or a formula of metrics (docs/flags.md).
     """
 
     def __init__(

@@ -13,16 +13,27 @@ from mnms_jax.types import ChildData, ChildFamily, ChildModel, ChildSpec, Params
 
 
 class TrialResult(NamedTuple):
-    """What became of a trial."""
+    """What became of a trial.
 
-    reward: float | None  # by default the validation accuracy; None when failed
-    failed: str | None  # the reason
-    seconds: float  # of training, without compilation
-    samples: int  # training examples seen
-    bucket: str  # the compiled program
-    rungs: Sequence[float] = ()  # accuracies at the rungs on the way
-    stopped: bool = False  # at the last of these rungs, not being good enough
-    metrics: Mapping[str, float] = {}  # METRICS on validation, as far as defined, and SIZES
+    Attributes:
+      reward: by default the validation accuracy; None when failed.
+      failed: the reason, or None.
+      seconds: of training, without compilation.
+      samples: training examples seen.
+      bucket: the compiled program, in words.
+      rungs: accuracies at the rungs on the way.
+      stopped: at the last of these rungs, not being good enough.
+      metrics: all that rewards can be made of, by name, as far as defined.
+    """
+
+    reward: float | None
+    failed: str | None
+    seconds: float
+    samples: int
+    bucket: str
+    rungs: Sequence[float] = ()
+    stopped: bool = False
+    metrics: Mapping[str, float] = {}
 
 
 class Judge:
