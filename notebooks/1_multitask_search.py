@@ -5,7 +5,7 @@
 # embedding, how many layers, which optimiser, how long to train), each design is trained and rewarded
 # with its validation accuracy, and the controller learns from the rewards of both tasks. At the end we
 # compare it with random search, see how the tasks' designs differ, and use the best model. All of it takes
-# about eight minutes on two cores, most of that the search and its comparison.
+# seven minutes of computing, most of that the search and its comparison.
 
 # %%
 import importlib.util

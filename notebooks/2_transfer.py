@@ -3,7 +3,8 @@
 #
 # A controller that has searched on some tasks, the *sources*, knows which designs are worth trying. On a
 # new task, the *target*, it should find a good one in fewer trials than a search from scratch. A guard
-# watches whether the sources really tell something of the target.
+# watches whether the sources really tell something of the target. That takes twelve minutes of computing, on two
+# cores less.
 
 # %%
 import importlib.util
