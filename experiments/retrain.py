@@ -1,9 +1,9 @@
 """The best design of a search, trained anew on training and validation examples together.
 
-Says mean and deviation of its reward on test over several seeds, and keeps the first seed's child in
-WORKDIR/retrained/TASK. The best of a search is in part the luckiest: with --candidates=10 its ten
-best designs are first trained with more seeds, on training examples alone, and their mean reward on
-validation says which one is retrained. That is 55 children instead of five.
+Says mean and deviation of its reward on test over several seeds, and keeps the first seed's child
+in WORKDIR/retrained/TASK. The best of a search is in part the luckiest: with --candidates=10 its
+ten best designs are first trained with more seeds, on training examples alone, and their mean
+reward on validation says which one is retrained. That is 55 children instead of five.
 
 Command: python -m experiments.retrain --task=vader_movie --retrain_seeds=5
 """
@@ -41,7 +41,7 @@ def main() -> None:
         for candidate in found.candidates:
             print(f"trial {candidate.trial}: {describe_rewards(candidate.rewards, 'validation')}")
     print(f"trial {found.candidates[0].trial}, retrained: {describe_rewards(found.rewards)}")
-    print(f"written to {path.resolve()}: retrained")
+    print(f"written to {path.resolve()}: retrained/TASK")
 
 
 if __name__ == "__main__":

@@ -48,8 +48,9 @@ def retrain_best(
 ) -> Retrained:
     """Trains the best design of a search on a task with training and validation examples together.
 
-    With several candidates, which one is the best is confirmed before, see `confirm`. The first seed's child, or the first
-    that didn't fail, is saved in WORKDIR/retrained/TASK: test examples choose nothing.
+    With several candidates, which one is the best is confirmed before, see `confirm`. The first
+    seed's child, or the first that didn't fail, is saved in WORKDIR/retrained/TASK: test examples
+    choose nothing.
 
     Args:
       path: folder of the search.

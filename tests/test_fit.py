@@ -156,7 +156,10 @@ def test_closing_forgets_what_was_prefetched(family):
 def test_lanes_are_chosen_by_the_memory_where_the_device_has_a_limit(family, monkeypatch):
     spec, wanted = family.make_spec(design(family)), Request(0, "one", 0, design(family))
     trainer = make_trainer((TASK,), family, num_workers=2)
-    assert "2 threads on 1 devices (cpu), 1 at once by a thread on a device" in trainer.layout
+    assert (
+        "threads: 2, devices: 1 (cpu), children at once by a thread on a device: 1"
+        in trainer.layout
+    )
     size = trainer._child_bytes(wanted, spec)
     data = trainer._inputs(wanted, spec)[2]
     outcome, variables = trainer.fit(wanted)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import pathlib
 import signal
 import subprocess
 
@@ -13,18 +12,14 @@ import optuna
 import pytest
 from commands import ROOT, command, run
 from idx import idx_bytes
-from toy import make_task
 
 import mnms_jax
 from mnms_jax import predictions
-from mnms_jax.bench import Bench, with_absolute_paths
 from mnms_jax.card import escape
 from mnms_jax.optuna_bridge import add_to_optuna
 from mnms_jax.predictions import find_child, predict_file
-from mnms_jax.retrain import confirm
 from mnms_jax.stablehlo import export_stablehlo
-from mnms_jax.store import TrialLog, TrialRecord, read_config
-from mnms_jax.training.judge import TrialResult
+from mnms_jax.store import TrialLog, read_config
 from mnms_jax.types import UserError
 
 CLASSES = ("1 *star*", "2 | <b>")
@@ -337,67 +332,10 @@ def test_the_best_design_is_trained_anew_on_more(records):
         mnms_jax.retrain_best(records, entries=["iris", "wine"])
 
 
-class FakeTrainer:
-    """Rewards designs by a table, and remembers what was asked of it."""
-
-    def __init__(self, rewards):
-        self.rewards, self.asked = rewards, []
-
-    def train(self, requests):
-        self.asked += requests
-        for i, request in enumerate(requests):
-            yield i, TrialResult(self.rewards[request.design["a"]][i % 2], None, 0.0, 0, "")
-
-
-def test_a_lucky_design_is_overtaken():
-    earned = {"lucky": 0.9, "good": 0.8, "fails": 0.85, "bad": 0.1}
-    rewards = {"lucky": (0.5, 0.6), "good": (0.8, 0.7), "fails": (0.9, None)}
-    log = [
-        TrialRecord("one", trial, {"a": name}, reward, None, 0.0, 0, "", 0)
-        for trial, (name, reward) in enumerate(earned.items())
-    ]
-    log.append(log[0]._replace(trial=4, bucket="log"))  # a repeat is no other design
-    trainer = FakeTrainer(rewards)
-    bench = Bench((make_task("one"),), None, None, None, trainer)
-    good, lucky, fails = confirm(bench, 0, log, num_candidates=3, num_seeds=2)
-    assert good.trial == 1 and good.rewards == (0.8, 0.8, 0.7)
-    assert lucky.trial == 0 and lucky.mean == pytest.approx(2 / 3)
-    assert fails.trial == 2 and np.isnan(fails.mean)
-    assert {request.trial for request in trainer.asked} == {5, 6}  # seeds that no trial had
-    (single,) = confirm(bench, 0, log, num_candidates=1, num_seeds=2)
-    assert single.design == {"a": "lucky"} and single.rewards == (0.9,)
-    assert len(trainer.asked) == 6  # a single one isn't trained
-
-
 def test_files_are_found_from_any_folder(searched):
     found = mnms_jax.retrain_best(searched, num_seeds=1)
     assert len(found.rewards) == len(found.candidates) == 1
     assert read_config(searched)["entries"] == [f"mine={searched.parent}/reviews.csv"]
-
-
-def test_all_paths_of_a_configuration_are_made_absolute(tmp_path):
-    config = mnms_jax.Config(
-        tasks=(
-            "a=x/../y.csv?test=~/z.csv&text=t",
-            "b=/c.csv",
-            "vader_movie",
-            "tfds:imdb?test=test",
-        ),
-        embeddings=("minilm", "mine=vectors.txt"),
-        data_dir="data",
-    )
-    with contextlib.chdir(tmp_path):
-        found = with_absolute_paths(config)
-    first, *others = found.tasks
-    assert first == f"a={tmp_path}/y.csv?test={pathlib.Path.home()}/z.csv&text=t"
-    assert others == ["b=/c.csv", "vader_movie", "tfds:imdb?test=test"]
-    assert found.embeddings == ("minilm", f"mine={tmp_path}/vectors.txt")
-    assert found.data_dir == f"{tmp_path}/data" and with_absolute_paths(found) == found
-    assert with_absolute_paths(mnms_jax.Config()) == mnms_jax.Config()
-    odd = tmp_path / "R&D"
-    odd.mkdir()
-    with contextlib.chdir(odd):  # where files' names couldn't be told from options
-        assert with_absolute_paths(config).tasks[0] == config.tasks[0]
 
 
 def test_other_data_is_not_retrained_on(searched, tmp_path):

@@ -25,15 +25,14 @@ from mnms_jax.training.program import (
     BATCH_SIZE,
     Outcome,
     Recipe,
-    make_program,
     num_logits_batches,
+    with_lanes,
 )
 from mnms_jax.types import (
     AnyArray,
     Array,
     ChildData,
     ChildFamily,
-    ChildModel,
     ChildSpec,
     Choice,
     Params,
@@ -167,8 +166,11 @@ class Trainer:
     def layout(self) -> str:
         """How children are spread, in words."""
         num_devices = self._sharding.num_devices
-        spread = f"{self.most_at_once // num_devices} at once by a thread on a device"
-        return f"{self._num_workers} threads on {num_devices} devices ({self._platform}), {spread}"
+        each = self.most_at_once // num_devices
+        return (
+            f"threads: {self._num_workers}, devices: {num_devices} ({self._platform}), "
+            f"children at once by a thread on a device: {each}"
+        )
 
     def prefetch(self, requests: Sequence[Request]) -> None:
         """Has the programs of children compiled that will probably be trained soon.
@@ -367,7 +369,7 @@ class Trainer:
 
         def compile_new() -> Any:
             model = self._family.make_model(architecture, self._num_classes)
-            program = map_trials(_with_lanes(model, lanes), self._sharding)
+            program = map_trials(with_lanes(model, lanes), self._sharding)
             return jax.jit(program).lower(*inputs).compile(options)
 
         if self._folder is None:
@@ -380,19 +382,6 @@ class Trainer:
 
 def _fail(error: BaseException, *_: Any) -> NoReturn:
     raise error
-
-
-def _with_lanes(model: ChildModel, lanes: int) -> Callable:
-    """Returns a child's program over a leading axis of `lanes` children."""
-    if lanes > 1:
-        return jax.vmap(make_program(model, "lanes"), axis_name="lanes")
-    program = make_program(model)
-
-    def one_lane(*inputs: Any) -> Any:
-        outputs = program(*jax.tree.map(lambda x: x[0], inputs))
-        return jax.tree.map(lambda x: x[None], outputs)
-
-    return one_lane
 
 
 def _num_bytes(tree: Any) -> int:

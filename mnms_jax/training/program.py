@@ -133,6 +133,19 @@ def make_program(model: ChildModel, axis_name: str | None = None) -> Program:
     return train
 
 
+def with_lanes(model: ChildModel, lanes: int) -> Callable:
+    """Returns a child's program over a leading axis of `lanes` children."""
+    if lanes > 1:
+        return jax.vmap(make_program(model, "lanes"), axis_name="lanes")
+    program = make_program(model)
+
+    def one_lane(*inputs: Any) -> Any:
+        outputs = program(*jax.tree.map(lambda x: x[0], inputs))
+        return jax.tree.map(lambda x: x[None], outputs)
+
+    return one_lane
+
+
 @jax.custom_vjp
 def cross_entropy(logits: Array, labels: Array) -> Array:
     """Returns the mean cross-entropy of logits [B, C] and labels, int32 [B]."""
