@@ -113,9 +113,14 @@ def confirm(
       records: of the search.
       num_candidates: how many designs there are to choose from; a single one isn't trained.
       num_seeds: children of each.
+
+    Raises:
+      UserError: no trial on the task has a reward.
     """
     name = bench.tasks[task_id].name
     top = top_records(records, name, num_candidates)
+    if not top:
+        raise UserError(f"trials.jsonl has no trial on {name} with a reward: no design to take")
     first = 1 + max(record.trial for record in records if record.task == name)
     seeds = range(first, first + num_seeds) if len(top) > 1 else ()
     requests = [Request(task_id, name, seed, r.decisions) for r in top for seed in seeds]

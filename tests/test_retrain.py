@@ -12,6 +12,7 @@ from mnms_jax.bench import Bench, with_absolute_paths
 from mnms_jax.retrain import confirm
 from mnms_jax.store import TrialRecord
 from mnms_jax.training.judge import TrialResult
+from mnms_jax.types import UserError
 
 
 class FakeTrainer:
@@ -44,6 +45,14 @@ def test_a_lucky_design_is_overtaken():
     (single,) = confirm(bench, 0, log, num_candidates=1, num_seeds=2)
     assert single.design == {"a": "lucky"} and single.rewards == (0.9,)
     assert len(trainer.asked) == 6  # a single one isn't trained
+
+
+def test_a_search_whose_trials_are_gone_or_failed_has_no_design():
+    bench = Bench((make_task("one"),), None, None, None, FakeTrainer({}))
+    failed = TrialRecord("one", 0, {"a": "fails"}, None, "not finite", 0.0, 0, "", 0)
+    for log in ([], [failed], [failed._replace(task="two", reward=0.5, failed=None)]):
+        with pytest.raises(UserError, match="no trial on one with a reward"):
+            confirm(bench, 0, log, num_candidates=1, num_seeds=1)
 
 
 def test_all_paths_of_a_configuration_are_made_absolute(tmp_path):
