@@ -74,6 +74,9 @@ def test_all_paths_of_a_configuration_are_made_absolute(tmp_path):
     assert found.embeddings == ("minilm", f"mine={tmp_path}/vectors.txt")
     assert found.data_dir == f"{tmp_path}/data" and with_absolute_paths(found) == found
     assert with_absolute_paths(mnms_jax.Config()) == mnms_jax.Config()
+    with contextlib.chdir(tmp_path):
+        (above,) = with_absolute_paths(mnms_jax.Config(tasks=("a=..",))).tasks
+    assert above == f"a={tmp_path.parent}"
     odd = tmp_path / "R&D"
     odd.mkdir()
     with contextlib.chdir(odd):  # where files' names couldn't be told from options

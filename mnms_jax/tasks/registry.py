@@ -69,7 +69,7 @@ def text_column(entry: str) -> str | None:
 
 def _absolute(path: pathlib.Path) -> pathlib.Path:
     """Returns a path without ".."; the file keeps its own name, which says how it is read."""
-    return path.parent.resolve() / path.name
+    return path.resolve() if path.name == ".." else path.parent.resolve() / path.name
 
 
 def load_tasks(
