@@ -36,7 +36,7 @@ _BATCH = 64
 class Fitted(NamedTuple):
     """What a model says of a task, with S seeds."""
 
-    validation: float  # mean accuracy there, of what validation chose
+    validation: float  # accuracy there; of several seeds the mean, networks at its best epoch
     # Classes predicted for the test examples, int [S, N], by what was fitted on train, and on both.
     predictions: tuple[np.ndarray, np.ndarray]
 

@@ -5,7 +5,7 @@ length.
 
 Command: python -m experiments.predict --task=vader_movie < reviews.txt
 Variants, of texts:
-  --input=reviews.csv --output=labels.csv     the column is that of training, if it is there
+  --input=reviews.csv --output=labels.csv     the column that training was told of, or a guess
   --input='reviews.parquet?text=body'         or named
   --output=labels.jsonl                       JSON lines
 of records: --input=flowers.csv               the columns that were learned from

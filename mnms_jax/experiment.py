@@ -33,6 +33,7 @@ from mnms_jax.sinks import require_sinks
 from mnms_jax.sources import digest, find_controller, load_sources, similarities
 from mnms_jax.store import Workdir, open_workdir, writable
 from mnms_jax.tasks.registry import check_tasks
+from mnms_jax.tasks.sentences import ENCODERS, check_encoder
 from mnms_jax.tasks.traits import task_traits
 from mnms_jax.tracking import Tracker
 from mnms_jax.transfer import make_transfer_search, task_similarity
@@ -190,6 +191,8 @@ def _check(config: Config, path: pathlib.Path) -> None:
         with writable("--workdir", path):
             there = next(p for p in (path, *path.absolute().parents) if p.exists())
             tempfile.TemporaryFile(dir=there).close()
+    for name in {*config.embeddings} & {*ENCODERS}:  # last, as it takes the longest
+        check_encoder(name)
 
 
 @contextlib.contextmanager

@@ -61,8 +61,8 @@ def predict_file(child: Child, source: str, target: str = "-") -> None:
       child: predicts.
       source: for texts, a file of columns, or of any other name a text a line, "-" being the
         standard input; for records, a file of columns; for images, .npy or IDX. The column of the
-        texts is what ?text=COLUMN behind the file says; else the one that the child was trained
-        on; where the file has none of that name, it is guessed.
+        texts is what ?text=COLUMN behind the file says; else what it said of the file that the
+        child was trained on; where the file has none of that name, it is guessed.
       target: a file of JSON lines if its name ends in .jsonl, else CSV; "-" is the standard output.
 
     Raises:

@@ -60,7 +60,8 @@ def retrain_best(
       entries: the search's tasks, as they are named now; empty: as they were.
 
     Returns:
-      What the designs earned on validation, and the children of the chosen one on test.
+      `candidates`, each with its trial, design and rewards on validation, the chosen one first; and
+      `rewards`, those of its children on test.
 
     Raises:
       UserError: there is no such search, the data isn't what was searched on, or all failed.
@@ -113,9 +114,14 @@ def confirm(
       records: of the search.
       num_candidates: how many designs there are to choose from; a single one isn't trained.
       num_seeds: children of each.
+
+    Raises:
+      UserError: no trial on the task has a reward.
     """
     name = bench.tasks[task_id].name
     top = top_records(records, name, num_candidates)
+    if not top:
+        raise UserError(f"trials.jsonl has no trial on {name} with a reward: no design to take")
     first = 1 + max(record.trial for record in records if record.task == name)
     seeds = range(first, first + num_seeds) if len(top) > 1 else ()
     requests = [Request(task_id, name, seed, r.decisions) for r in top for seed in seeds]
@@ -132,11 +138,13 @@ def describe_rewards(rewards: Sequence[float], split: str = "test") -> str:
     known = [x for x in rewards if np.isfinite(x)]
     if not known:
         return f"all {len(rewards)} children failed"
-    spread = f" ± {show_number(float(np.std(known, ddof=1)))}" if len(known) > 1 else ""
     failed = len(rewards) - len(known)
     rest = f"; {failed} more failed" if failed else ""
     mean = show_number(float(np.mean(known)))
-    return f"on {split} {mean}{spread} (mean, deviation) of {len(known)} seeds{rest}"
+    if len(known) == 1:
+        return f"on {split} {mean} with one seed{rest}"
+    spread = show_number(float(np.std(known, ddof=1)))
+    return f"on {split} {mean} ± {spread} (mean, deviation) of {len(known)} seeds{rest}"
 
 
 def open_bench(path: pathlib.Path, entries: Sequence[str] = ()) -> tuple[Config, Bench]:

@@ -121,8 +121,7 @@ def make_search(
             output = evaluate(state.params, jnp.concatenate(jnp.swapaxes(actions, 0, 1)), ids)
         return Proposal(ids, output.actions, output.log_probs)
 
-    @jax.jit
-    def learn(state: SearchState, proposal: Proposal, rewards: Array) -> Any:
+    def tell(state: SearchState, proposal: Proposal, rewards: Array) -> tuple[SearchState, Metrics]:
         batch = Batch(*proposal, rewards=rewards)
         baseline = update_baseline(state.baseline, batch.task_ids, batch.rewards)
         replay = replay_lib.add(state.replay, batch)
@@ -135,37 +134,37 @@ def make_search(
             metrics = {**metrics, **_beliefs(space, ranker, state, num_tasks)}
         return state, metrics
 
-    def tell(
+    checked = _check_told(jax.jit(tell), (task_ids.size, space.num_decisions))
+    return Search(jax.jit(init), jax.jit(ask), checked)
+
+
+def _check_told(tell: Callable, shape: tuple[int, int]) -> Callable:
+    """Returns what takes lists for rewards too, and checks what it is told.
+
+    Args:
+      tell: state, proposal, rewards float32 [B] -> anything.
+      shape: of the actions of a proposal, [B, D].
+    """
+
+    def checked(
         state: SearchState, proposal: Proposal, rewards: Array | Sequence[float | None]
     ) -> tuple[SearchState, Metrics]:
-        shape = (task_ids.size, space.num_decisions)
-        return learn(state, proposal, _check_told(proposal, rewards, shape))
+        if proposal.actions.shape != shape:
+            raise UserError(
+                f"a proposal of shape {list(proposal.actions.shape)}: this search's are of shape "
+                f"{list(shape)} (children, decisions); tell it of its own proposals"
+            )
+        if isinstance(rewards, list | tuple):
+            rewards = [np.nan if reward is None else reward for reward in rewards]
+        told = jnp.asarray(rewards, jnp.float32)
+        if told.shape != shape[:1]:
+            raise UserError(
+                f"rewards of shape {list(told.shape)}: must be of shape [{shape[0]}], one for each "
+                "child of the proposal in its order, NaN for a trial that failed"
+            )
+        return tell(state, proposal, told)
 
-    return Search(jax.jit(init), jax.jit(ask), tell)
-
-
-def _check_told(
-    proposal: Proposal, rewards: Array | Sequence[float | None], shape: tuple[int, int]
-) -> Array:
-    """Returns the rewards of a proposal of this shape, [B, D], as float32 [B].
-
-    Raises:
-      UserError: the proposal, or the rewards, have another shape.
-    """
-    if proposal.actions.shape != shape:
-        raise UserError(
-            f"a proposal of shape {list(proposal.actions.shape)}: this search's are of shape "
-            f"{list(shape)} (children, decisions); tell a search of what it was asked for itself"
-        )
-    if isinstance(rewards, list | tuple):
-        rewards = [np.nan if reward is None else reward for reward in rewards]
-    told = jnp.asarray(rewards, jnp.float32)
-    if told.shape != shape[:1]:
-        raise UserError(
-            f"rewards of shape {list(told.shape)}: must be of shape [{shape[0]}], one for each "
-            "child of the proposal in its order, NaN for a trial that failed"
-        )
-    return told
+    return checked
 
 
 def pending_trials(

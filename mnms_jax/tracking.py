@@ -18,7 +18,7 @@ from absl import logging
 
 from mnms_jax.sinks import Sink, Status, open_sink
 
-QUIET_SECONDS = 60.0  # in which a log may say nothing of a round that goes on
+QUIET_SECONDS = 60.0  # of silence, after which a log says at the next child how far a round is
 
 
 class Progress(NamedTuple):

@@ -18,6 +18,7 @@ import mnms_jax
 from mnms_jax.bench import make_bench
 from mnms_jax.experiment import make_search_from, run_experiment
 from mnms_jax.report import describe
+from mnms_jax.tasks import sentences
 from mnms_jax.tasks.packaged import cache_folder
 from mnms_jax.types import UserError
 
@@ -219,6 +220,7 @@ def test_mistakes_get_one_clear_line(tmp_path, flag, message):
     [
         ({"tasks": ("vader_moive",)}, "task 'vader_moive' is unknown"),
         ({"embeddings": ("mine=nowhere.txt",)}, "--embeddings=mine=nowhere.txt: there is no"),
+        ({"embeddings": ("minilm_encoder",)}, "minilm_encoder cuts texts by the package token"),
         ({"track": ("mlflow",)}, "--track=mlflow needs it"),
         ({"executor": "ray"}, "--executor=ray: Ray is not installed"),
         ({"workdir": "file"}, "--workdir file can't be written: Not a directory"),
@@ -234,8 +236,9 @@ def test_what_needs_no_data_is_refused_before_any_is_loaded(
 ):
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
-    for name in ("ray", "mlflow"):
+    for name in ("ray", "mlflow", "tokenizers"):
         monkeypatch.setitem(sys.modules, name, None)  # as if it weren't installed
+    sentences._load.cache_clear()
     monkeypatch.setattr("mnms_jax.experiment.make_bench", mock.Mock(side_effect=AssertionError))
     kind = mnms_jax.TransferConfig if "from_" in changes else mnms_jax.Config
     config = kind(**{"tasks": ("iris",), "workdir": "new", **changes})

@@ -9,9 +9,10 @@ from toy import make_task
 
 import mnms_jax
 from mnms_jax.bench import Bench, with_absolute_paths
-from mnms_jax.retrain import confirm
+from mnms_jax.retrain import confirm, describe_rewards
 from mnms_jax.store import TrialRecord
 from mnms_jax.training.judge import TrialResult
+from mnms_jax.types import UserError
 
 
 class FakeTrainer:
@@ -46,6 +47,27 @@ def test_a_lucky_design_is_overtaken():
     assert len(trainer.asked) == 6  # a single one isn't trained
 
 
+def test_a_search_whose_trials_are_gone_or_failed_has_no_design():
+    bench = Bench((make_task("one"),), None, None, None, FakeTrainer({}))
+    failed = TrialRecord("one", 0, {"a": "fails"}, None, "not finite", 0.0, 0, "", 0)
+    for log in ([], [failed], [failed._replace(task="two", reward=0.5, failed=None)]):
+        with pytest.raises(UserError, match="no trial on one with a reward"):
+            confirm(bench, 0, log, num_candidates=1, num_seeds=1)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "words"),
+    [
+        ((0.5, 1, np.nan), "on test 0.7500 ± 0.3536 (mean, deviation) of 2 seeds; 1 more failed"),
+        ((0.5,), "on test 0.5000 with one seed"),
+        ((np.nan, np.nan), "all 2 children failed"),
+    ],
+    ids=("several", "one", "none"),
+)
+def test_rewards_in_words(rewards, words):
+    assert describe_rewards(rewards) == words
+
+
 def test_all_paths_of_a_configuration_are_made_absolute(tmp_path):
     config = mnms_jax.Config(
         tasks=(
@@ -65,6 +87,12 @@ def test_all_paths_of_a_configuration_are_made_absolute(tmp_path):
     assert found.embeddings == ("minilm", f"mine={tmp_path}/vectors.txt")
     assert found.data_dir == f"{tmp_path}/data" and with_absolute_paths(found) == found
     assert with_absolute_paths(mnms_jax.Config()) == mnms_jax.Config()
+    with contextlib.chdir(tmp_path):
+        (above,) = with_absolute_paths(mnms_jax.Config(tasks=("a=..",))).tasks
+    assert above == f"a={tmp_path.parent}"
+    (tmp_path / "link").symlink_to(tmp_path.parent)  # on other machines it may lead elsewhere
+    linked = mnms_jax.Config(tasks=(f"a={tmp_path}/link/y.csv",))
+    assert with_absolute_paths(linked) == linked
     odd = tmp_path / "R&D"
     odd.mkdir()
     with contextlib.chdir(odd):  # where files' names couldn't be told from options

@@ -68,8 +68,15 @@ def text_column(entry: str) -> str | None:
 
 
 def _absolute(path: pathlib.Path) -> pathlib.Path:
-    """Returns a path without ".."; the file keeps its own name, which says how it is read."""
-    return path.parent.resolve() / path.name
+    """Returns an absolute path without "..".
+
+    Links are followed only for that, as on other machines they may lead elsewhere; and the file
+    keeps its own name, which says how it is read.
+    """
+    path = path.absolute()
+    if ".." not in path.parts:
+        return path
+    return path.resolve() if path.name == ".." else path.parent.resolve() / path.name
 
 
 def load_tasks(
