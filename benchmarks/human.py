@@ -36,8 +36,8 @@ _SEARCHED = flags.DEFINE_string("searched", "runs/six", "Folder of a search that
 _ENTRIES = flags.DEFINE_list(
     "searched_tasks", [], "The search's tasks as it was given them; by default their names."
 )
-_SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds of all that is random.")
-_CANDIDATES = flags.DEFINE_integer("candidates", 10, "Designs of the search to choose from.")
+_SEEDS = flags.DEFINE_integer("model_seeds", 5, "Seeds of all that is random.")
+_DESIGNS = flags.DEFINE_integer("designs", 10, "The search's best, to choose from.")
 
 _FITTED_ON = ("train", "train + validation")
 _BEST, _CONFIRMED = "best design", "confirmed design"
@@ -174,7 +174,7 @@ def main() -> None:
     for task_id, task in enumerate(bench.tasks):
         if task.kind not in RIVALS:
             raise mnms.UserError(f"task {task.name!r} is of {task.kind}s: nothing to compare with")
-        models = fit_designs(benches, task_id, records, _CANDIDATES.value, _SEEDS.value)
+        models = fit_designs(benches, task_id, records, _DESIGNS.value, _SEEDS.value)
         encoded = ENCODED_RIVALS if "minilm_encoder" in config.embeddings else {}
         for name, rival in {**RIVALS[task.kind], **encoded}.items():
             models[name] = rival(task, _SEEDS.value)
