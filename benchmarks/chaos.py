@@ -144,7 +144,7 @@ def main() -> None:
         whole, seconds = undisturbed(folder / "whole")
         while kills < _KILLS.value:
             path = folder / f"killed{len(searches)}"
-            searches.append(disturbed(path, whole, seconds, _KILLS.value - kills, rng))
+            searches.append(disturbed(path, whole, seconds, kills, rng))
             kills += len(searches[-1].deaths)
     figures = summarize(searches, len(whole), seconds, time.monotonic() - begin)
     show(figures, rich.console.Console())
@@ -167,27 +167,27 @@ def disturbed(
     path: pathlib.Path,
     whole: list[Trial],
     seconds: tuple[float, float],
-    most: int,
+    kills: int,
     rng: random.Random,
 ) -> Search:
-    """Kills a search again and again, at most so many times, and compares its trials at the end.
+    """Kills a search again and again, as long as it goes on, and compares its trials at the end.
 
     Args:
       path: where it searches.
       whole: the trials of the undisturbed search.
       seconds: of that one, before and after it was ready.
-      most: kills.
+      kills: of earlier searches, which count too.
       rng: draws the moments.
     """
     deaths: list[Death] = []
     spans = {"start": seconds[0], "search": 3 * seconds[1] / _KILLS.value, "checkpoint": 0.0}
-    while len(deaths) < most:
-        moment = _MOMENTS[len(deaths) % len(_MOMENTS)]
+    while (number := kills + len(deaths)) < _KILLS.value:
+        moment = _MOMENTS[number % len(_MOMENTS)]  # the same again where the search ended before
         death = Life(path).kill(moment, rng.uniform(0, spans[moment]))
         if death is None:
             break
         deaths.append(death)
-        logging.info("kill %d, %s: %d lines", len(deaths), death, len(_lines(path)) - 1)
+        logging.info("kill %d, %s: %d lines", number + 1, death, len(_lines(path)) - 1)
     else:
         Life(path).end()
     return compare(path, whole, deaths)
