@@ -8,7 +8,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mnms_jax.store import arrays_digest, replaced_folder, this_process, write_json, writing
+from mnms_jax.store import (
+    arrays_digest,
+    patient,
+    replaced_folder,
+    this_process,
+    write_json,
+    writing,
+)
 from mnms_jax.types import UserError
 
 
@@ -44,4 +51,4 @@ def load_artifact(path: pathlib.Path, kind: str) -> tuple[dict[str, Any], Any]:
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:
-    return ocp.StandardCheckpointer(multiprocessing_options=this_process())
+    return ocp.StandardCheckpointer(async_options=patient(), multiprocessing_options=this_process())

@@ -147,6 +147,7 @@ class Checkpoints:
             max_to_keep=max_to_keep,
             create=False,
             cleanup_tmp_directories=True,
+            async_options=patient(),
             multiprocessing_options=this_process(),
         )
         self._path = path
@@ -201,13 +202,16 @@ def this_process() -> ocp.options.MultiprocessingOptions:
     return ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
 
 
+def patient() -> ocp.AsyncOptions:
+    """Returns options by which Orbax gives nothing up when the wall clock jumps."""
+    return ocp.AsyncOptions(timeout_secs=10**9, create_directories_asynchronously=False)
+
+
 @contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
     """Turns what Orbax raises while it writes into a folder into a UserError."""
     try:
         yield
-    except TimeoutError as error:  # by the wall clock, which may have jumped
-        logging.warning("a checkpoint isn't kept, the log is: %s", error)
     except Exception as error:  # orbax and tensorstore have no common error
         reason = str(error).rpartition(": ")[2].partition(" [")[0]
         raise UserError(

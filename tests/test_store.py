@@ -1,8 +1,10 @@
+import itertools
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import threading
 import time
 from typing import NamedTuple
 
@@ -114,6 +116,19 @@ def test_newest_checkpoint_comes_back_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(restored.params["w"], state(5).params["w"])
     assert int(restored.step) == 5
     assert (jax.random.key_data(restored.key) == jax.random.key_data(state(5).key)).all()
+
+
+def test_a_clock_that_jumps_costs_no_checkpoint_and_leaves_no_thread(tmp_path, monkeypatch):
+    days = itertools.cycle((0, 400, -400))
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 86400 * next(days))
+    before = set(threading.enumerate())
+    for step in range(1, 9):
+        checkpoints = Checkpoints(tmp_path, max_to_keep=8)
+        checkpoints.save(step, state(step))
+        checkpoints.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [str(n) for n in range(1, 9)]
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.filterwarnings("ignore")
