@@ -33,8 +33,10 @@ def make_candidates(
     trials: Trials,
     suggestions: Suggestions,
     numbers: Numbers,
-) -> Array:
-    """Returns designs to choose from, int32 [M, D] (unbatched; callers vmap over tasks).
+) -> tuple[Array, Array]:
+    """Returns designs to choose from, and which of them are there whatever was good elsewhere.
+
+    Unbatched; callers vmap over tasks: int32 [M, D], bool [M].
 
     Args:
       key: of all that is random.
@@ -59,18 +61,22 @@ def make_candidates(
     rewards, best = jax.lax.top_k(jnp.where(known, trials.rewards, -jnp.inf), number)
     own = jnp.where(jnp.isfinite(rewards)[:, None], trials.actions[best], drawn[:number])
     parents = own[jax.random.randint(parent_key, (numbers.mutated,), 0, len(own))]
+    half = 0  # of the mutants
     if len(suggestions.designs):
+        half = numbers.mutated // 2
         most = jnp.maximum(suggestions.number, 1)
         source_key = jax.random.fold_in(parent_key, 1)
-        theirs = suggestions.designs[jax.random.randint(source_key, (numbers.mutated,), 0, most)]
-        is_theirs = (jnp.arange(numbers.mutated) % 2 == 1) & (suggestions.number > 0)
-        parents = jnp.where(is_theirs[:, None], theirs, parents)
+        theirs = suggestions.designs[jax.random.randint(source_key, (half,), 0, most)]
+        theirs = jnp.where(suggestions.number > 0, theirs, parents[:half])
+        parents = parents.at[:half].set(theirs)
     strangers = draw(uniform, {}, stranger_key, numbers.mutated)
     mutants = jax.vmap(mutate, in_axes=(0, None, 0, 0))(
         jax.random.split(mutation_key, numbers.mutated), space, parents, strangers
     )
     sampled = draw(policy, params, policy_key, numbers.sampled)
-    return jnp.concatenate([suggestions.designs, sampled, drawn, mutants])
+    brought = jnp.concatenate([suggestions.designs, sampled, mutants[:half]])
+    designs = jnp.concatenate([brought, drawn, mutants[half:]])
+    return designs, jnp.arange(len(designs)) >= len(brought)
 
 
 def add_pending(
@@ -98,6 +104,7 @@ def add_pending(
 def choose(
     rank: Callable[[Trials, Array, Array], Ranking],
     designs: Array,
+    is_own: Array,
     features: Array,
     trials: Trials,
     number: int,
@@ -107,7 +114,8 @@ def choose(
     """Returns the designs for a task's next trials, int32 [number, D] (unbatched; callers vmap).
 
     After the first `_SHARED` trials of a guarded transfer every other one is chosen by the task's
-    own trials alone, so that sources which mislead cost half of them at most.
+    own trials alone, among the designs that no source brought, so that sources which mislead cost
+    half of them at most.
 
     One after another: each is ranked as if those before it had earned what was expected of them,
     which makes what is like them less uncertain, so that designs of a round aren't alike (Desautels
@@ -117,6 +125,7 @@ def choose(
     Args:
       rank: ranks designs with these features for a task with such trials.
       designs: int32 [M, D], to choose from.
+      is_own: bool [M], those that are there whatever was good elsewhere.
       features: [M, F], of the designs, see `Ranker`.
       trials: what was tried, and what is pending, with the features of its designs.
       number: to choose.
@@ -124,8 +133,6 @@ def choose(
       num_suggested: among the task's first so many trials every other one is the next suggestion,
         whatever the ranker says.
     """
-    earlier = jnp.tril(jnp.ones((len(designs), len(designs)), bool), -1)
-    repeated = jnp.any(jnp.all(designs[:, None] == designs[None], -1) & earlier, 1)
     place, num_places = jnp.arange(len(designs)), len(suggestions.designs)
     is_suggestion = place < suggestions.number
     is_filler = (place < num_places) & ~is_suggestion
@@ -136,10 +143,13 @@ def choose(
         count = jnp.sum(trials.valid)
         ranking = rank(trials, designs, features)
         tried = jnp.all(designs[:, None] == trials.actions[None], -1) & trials.valid[None]
-        is_new = ~(repeated | is_filler | jnp.any(tried, 1))
-        is_alone = (count >= _SHARED) & (count % 2 == 1)
-        scores = jnp.where(is_alone, ranking.alone, ranking.scores)
-        best = jnp.argmax(jnp.where(is_new, scores, -jnp.inf))
+        is_new = ~(is_filler | jnp.any(tried, 1))
+        best = jnp.argmax(jnp.where(is_new, ranking.scores, -jnp.inf))
+        if ranking.alone is not None:
+            may_be = is_new & is_own
+            is_alone = (count >= _SHARED) & (count % 2 == 1) & jnp.any(may_be)
+            own_best = jnp.argmax(jnp.where(may_be, ranking.alone, -jnp.inf))
+            best = jnp.where(is_alone, own_best, best)
         left = is_new & is_suggestion
         suggestion = jnp.argmax(left)  # the first; 0 if there is none
         is_turn = (count < num_suggested) & (count % 2 == 0) & left[suggestion]

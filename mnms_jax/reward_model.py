@@ -70,7 +70,7 @@ class Ranking(NamedTuple):
     """What a ranker says of M designs for one task."""
 
     scores: Array  # [M], higher is better worth a trial
-    alone: Array  # [M], the same by the task's own trials alone; without a guard, the same
+    alone: Array | None  # [M], the same by the task's own trials alone; None: there is no guard
     expected: Array  # [M], rewards
     belief: Array  # [], probability that other tasks tell something of this one
 
@@ -124,13 +124,15 @@ def fit_reward_model(
     params = (network, jnp.zeros((num_tasks, num_features + 1)))
     rate = optax.linear_schedule(learning_rate, 0.0, num_steps)
     optimizer = optax.adamw(rate, weight_decay=weight_decay)
-    count = jnp.maximum(jnp.sum(sources.valid), 1)
+    has_rewards = jnp.any(sources.valid & ~jnp.isnan(sources.rewards), axis=1)
+    counts = sources.valid & has_rewards[:, None]
+    count = jnp.maximum(jnp.sum(counts), 1)
 
     def loss_fn(params: Params) -> Array:
         network, heads = params
         features = jax.vmap(functools.partial(_features, space, network))
         predicted = jnp.einsum("tnf,tf->tn", jax.vmap(features)(sources.actions), heads)
-        return jnp.sum(jnp.where(sources.valid, (predicted - targets) ** 2, 0.0)) / count
+        return jnp.sum(jnp.where(counts, (predicted - targets) ** 2, 0.0)) / count
 
     def step(carry: tuple[Params, optax.OptState], _: None) -> tuple[tuple, None]:
         params, opt_state = carry
@@ -139,7 +141,6 @@ def fit_reward_model(
 
     start = (params, optimizer.init(params))
     ((network, heads), _), _ = jax.lax.scan(step, start, None, num_steps)
-    has_rewards = jnp.any(sources.valid & ~jnp.isnan(sources.rewards), axis=1)
     number = jnp.sum(has_rewards)
     mean = jnp.sum(heads, 0, where=has_rewards[:, None]) / jnp.maximum(number, 1)
     spread = jnp.where(has_rewards[:, None], heads - mean[None], 0)
@@ -226,7 +227,7 @@ def make_ranker(
             weights = jax.nn.softmax(evidence)
             expected, deviation = (weights * scales) @ cold.mean, weights @ scales * cold.deviation
             scores = expected + beta_alone * deviation
-            return Ranking(scores, scores, centre + expected, jnp.float32(0))
+            return Ranking(scores, None, centre + expected, jnp.float32(0))
         own = describe(known, trials.actions) if trials.features is None else trials.features
         others = describe(known, candidates) if features is None else features
         head_mean, head_covariance = _head(known)
@@ -247,11 +248,11 @@ def make_ranker(
         weights = jax.nn.softmax(evidences, axis=(0, 1))
         expected = jnp.einsum("hs,s,hsm->m", weights, scales, means)
         bonus = jnp.einsum("hs,s,hm->m", weights, scales, deviations)
-        scores = alone = expected + bonus
+        alone = None
         if known.sources is not None and belief < 1:
             own_scales = jax.nn.softmax(evidence) * scales
             alone = own_scales @ cold.mean + jnp.sum(own_scales) * deviations[0]
-        return Ranking(scores, alone, centre + expected, jnp.sum(weights[1]))
+        return Ranking(expected + bonus, alone, centre + expected, jnp.sum(weights[1]))
 
     return Ranker(describe, rank)
 

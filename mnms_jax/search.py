@@ -245,7 +245,7 @@ def _make_chooser(
         suggestions = _of_task(state.suggestions, task_id)
         if suggestions is None:
             suggestions = Suggestions(jnp.zeros((0, space.num_decisions), jnp.int32), jnp.int32(0))
-        designs = make_candidates(
+        designs, is_own = make_candidates(
             key, space, policy, state.params, task_id, trials, suggestions, numbers
         )
         known = _known(state, told, task_id)
@@ -256,6 +256,6 @@ def _make_chooser(
             own = _trials(pending, task_id)
             described = ranker.describe(known, own.actions)
             trials = add_pending(rank, trials, own._replace(features=described))
-        return choose(rank, designs, features, trials, number, suggestions, num_suggested)
+        return choose(rank, designs, is_own, features, trials, number, suggestions, num_suggested)
 
     return choose_for

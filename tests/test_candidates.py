@@ -46,19 +46,19 @@ def no_trials(capacity=5):
 
 
 def candidates(key, numbers, trials=None, suggestions=NONE):
+    """Returns designs and which of them no source brought."""
     policy = make_policy(WIDE, 2)
-    return np.asarray(
-        make_candidates(
-            key,
-            WIDE,
-            policy,
-            policy.init(key),
-            jnp.int32(1),
-            no_trials() if trials is None else trials,
-            suggestions,
-            numbers,
-        )
+    found = make_candidates(
+        key,
+        WIDE,
+        policy,
+        policy.init(key),
+        jnp.int32(1),
+        no_trials() if trials is None else trials,
+        suggestions,
+        numbers,
     )
+    return map(np.asarray, found)
 
 
 def distance(designs, parents):
@@ -70,23 +70,29 @@ def test_mutants_are_of_the_best_trials_and_of_what_was_good_elsewhere(key):
     actions = jnp.array([[0] * 6, [1] * 6, [2] * 6, [3] * 6, [0, 1, 2, 3, 0, 1]])
     trials = Trials(actions, rewards, jnp.array([True, True, True, True, False]))
     suggestions = jnp.array([[0, 0, 0, 1, 1, 1], [3, 2, 1, 0, 3, 2]])
-    found = candidates(key, Numbers(0, 8, 300), trials, Suggestions(suggestions, jnp.int32(1)))
-    assert found.shape == (2 + 8 + 300, 6)
+    theirs = Suggestions(suggestions, jnp.int32(1))
+    found, is_own = candidates(key, Numbers(5, 8, 300), trials, theirs)
+    assert found.shape == (2 + 5 + 8 + 300, 6)
     np.testing.assert_array_equal(found[:2], suggestions)
-    suggestions, drawn, mutants = suggestions[:1], found[2:10], found[10:]
+    np.testing.assert_array_equal(is_own, np.arange(len(found)) >= 2 + 5 + 150)
+    (brought,), drawn, mutants = suggestions[:1], found[157:165], found[165:]
+    assert (distance(found[7:157], [brought]) == 1).all()
     near = {tuple(p): (distance(mutants, [p]) == 1).sum() for p in np.asarray(actions).tolist()}
     assert near[(2,) * 6] > 20 and near[(3,) * 6] > 20 and near[(0,) * 6] > 20
-    assert (distance(mutants, suggestions) == 1).sum() > 20
     assert near[(1,) * 6] < 20 and near[(0, 1, 2, 3, 0, 1)] < 20  # failed; no trial
     # All others are mutants of random designs, in place of trials that aren't there.
-    assert (distance(mutants, [*actions[:1], *actions[2:4], *suggestions, *drawn]) <= 1).all()
+    assert (distance(mutants, [*actions[:1], *actions[2:4], *drawn]) <= 1).all()
+    # Sources without any reward bring none: these are of the task's own designs too.
+    found, _ = candidates(key, Numbers(5, 8, 300), trials, theirs._replace(number=jnp.int32(0)))
+    assert (distance(found[7:157], [*actions[:1], *actions[2:4], *drawn]) <= 1).all()
 
 
 def test_without_trials_or_suggestions_there_are_samples_and_random_designs(key):
-    found = candidates(key, Numbers(30, 20, 10))
+    found, _ = candidates(key, Numbers(30, 20, 10))
     assert found.shape == (60, 6)
     assert len(np.unique(found, axis=0)) > 50
-    np.testing.assert_array_equal(found, candidates(key, Numbers(30, 20, 10)))
+    again, _ = candidates(key, Numbers(30, 20, 10))
+    np.testing.assert_array_equal(found, again)
 
 
 def suggest(designs):
@@ -94,16 +100,22 @@ def suggest(designs):
     return Suggestions(designs, jnp.int32(len(designs)))
 
 
-def pick(rank, designs, trials, *rest):
+def pick(rank, designs, trials, *rest, is_own=True):
     """Chooses among designs whose features are twice their choices."""
     known = trials._replace(features=2.0 * trials.actions)
-    return choose(rank, designs, 2.0 * designs, known, *rest)
+    own = jnp.broadcast_to(is_own, len(designs))
+    return choose(rank, designs, own, 2.0 * designs, known, *rest)
 
 
 def rank_by(scores):
     """Returns a ranker with these scores, by design, whatever was tried."""
     table = jnp.asarray(scores)
-    return lambda trials, designs, features: Ranking(*[table[designs[:, 0]]] * 3, 0.0)
+
+    def rank(trials, designs, features):
+        scores = table[designs[:, 0]]
+        return Ranking(scores, None, scores, 0.0)
+
+    return rank
 
 
 def test_the_best_new_designs_are_chosen_once_each():
@@ -151,7 +163,8 @@ def test_what_is_pending_counts_as_tried_with_what_is_expected_of_it():
     assert trials.features[:3].ravel().tolist() == [8.0, 0.0, 6.0]
     np.testing.assert_allclose(trials.rewards[:3], [0.7, 0.1, 0.4])
     # Neither is chosen again; and the turns of suggestions go on behind them.
-    chosen = choose(rank, designs, 2.0 * designs, trials, 2, suggest(designs[:2]), 4)
+    own = jnp.ones(len(designs), bool)
+    chosen = choose(rank, designs, own, 2.0 * designs, trials, 2, suggest(designs[:2]), 4)
     assert chosen.ravel().tolist() == [2, 1]
 
 
@@ -165,6 +178,10 @@ def test_after_ten_trials_every_other_one_is_by_the_tasks_own_trials_alone():
     nothing = Trials(jnp.zeros((14, 1), jnp.int32), jnp.zeros(14), jnp.zeros(14, bool))
     chosen = pick(rank, designs, nothing, 14, suggest([]), 0).ravel().tolist()
     assert chosen == [*range(19, 9, -1), 9, 0, 8, 1]
+    # What sources brought it doesn't choose among, as long as there is anything else.
+    is_own = designs[:, 0] % 10 == 2
+    chosen = pick(rank, designs, nothing, 14, suggest([]), 0, is_own=is_own).ravel().tolist()
+    assert chosen == [*range(19, 9, -1), 9, 2, 8, 7]
 
 
 def test_a_design_is_ranked_as_if_those_before_it_had_earned_what_was_expected():
@@ -175,7 +192,7 @@ def test_a_design_is_ranked_as_if_those_before_it_had_earned_what_was_expected()
         seen.append(trials)
         beside = jnp.abs(designs - trials.actions[None, :, 0]) == 1
         scores = designs[:, 0] - 10 * jnp.any(beside & trials.valid[None], 1)
-        return Ranking(scores, scores, designs[:, 0] / 10, 0.0)
+        return Ranking(scores, None, designs[:, 0] / 10, 0.0)
 
     nothing = Trials(jnp.zeros((1, 1), jnp.int32), jnp.zeros(1), jnp.zeros(1, bool))
     with jax.disable_jit():
