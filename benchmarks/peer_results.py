@@ -12,7 +12,7 @@ from mnms_jax.comparison import ALL_TASKS, mean_interval, trial_counts
 _TUNED = frozenset(
     (
         *("australian", "blood_transfusion", "car", "credit_g", "kc1", "phoneme", "segment"),
-        *("vehicle", "cora", "citeseer", "pubmed", "cs", "physics"),
+        *("vehicle", "cora", "citeseer", "pubmed", "cs", "physics", "arxiv"),
     )
 )
 

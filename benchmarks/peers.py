@@ -11,7 +11,7 @@ others some ten milliseconds a trial. An interrupted run resumes.
 
 FILE has mean normalised regrets with 95 % intervals over the seeds, by benchmark, task, method and
 number of trials. The benchmark "untuned" is the mean over all tasks that no default of the library
-was chosen on: neither those of HPOBench-MLP nor five of NAS-Bench-Graph.
+was chosen on: neither those of HPOBench-MLP nor six of NAS-Bench-Graph.
 
 SMAC, PyGlove and Syne Tune answer from virtual environments of their own, which are built at first
 in the folder `peers` of the cache. They are told which decisions are numbers that ascend.
