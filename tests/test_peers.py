@@ -135,7 +135,7 @@ def test_a_process_that_ended_is_told_with_its_log(monkeypatch, tmp_path):
 
 
 def test_tasks_that_defaults_were_chosen_on_are_left_out_of_the_untuned(monkeypatch):
-    tables = {"a": ("cora", "arxiv"), "b": ("phoneme",), "c": ("naval_propulsion",)}
+    tables = {"a": ("cora", "photo"), "b": ("phoneme",), "c": ("naval_propulsion",)}
     monkeypatch.setattr(
         peer_results.mnms, "load_table", lambda name: types.SimpleNamespace(task_names=tables[name])
     )
@@ -147,7 +147,7 @@ def test_tasks_that_defaults_were_chosen_on_are_left_out_of_the_untuned(monkeypa
     means = {(row["benchmark"], row["task"]): row["regret"] for row in rows}
     assert len(means) == len(rows) == 8
     assert means["a", "mean over tasks"] == 5.5
-    assert means["a", "arxiv"] == 2
+    assert means["a", "photo"] == 2
     assert means["untuned", "mean over tasks"] == 3
     (untuned,) = (row for row in rows if row["benchmark"] == "untuned")
     assert untuned["low"] == pytest.approx(3 - 12.706, abs=1e-3)  # of 2 and 4, one degree
