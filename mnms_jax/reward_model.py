@@ -114,6 +114,8 @@ def fit_reward_model(
       weight_decay: of AdamW.
       head_deviation: how far a target's head may be from all that the sources' heads span.
     """
+    has_rewards = _has_rewards(sources)
+    sources = sources._replace(size=jnp.where(has_rewards, sources.size, 0))
     centre, scale = _centre_and_scale(sources.rewards, sources.valid)
     targets = jnp.where(
         jnp.isnan(sources.rewards), -_MOST, (sources.rewards - centre[:, None]) / scale[:, None]
@@ -124,15 +126,13 @@ def fit_reward_model(
     params = (network, jnp.zeros((num_tasks, num_features + 1)))
     rate = optax.linear_schedule(learning_rate, 0.0, num_steps)
     optimizer = optax.adamw(rate, weight_decay=weight_decay)
-    has_rewards = jnp.any(sources.valid & ~jnp.isnan(sources.rewards), axis=1)
-    counts = sources.valid & has_rewards[:, None]
-    count = jnp.maximum(jnp.sum(counts), 1)
+    count = jnp.maximum(jnp.sum(sources.valid), 1)
 
     def loss_fn(params: Params) -> Array:
         network, heads = params
         features = jax.vmap(functools.partial(_features, space, network))
         predicted = jnp.einsum("tnf,tf->tn", jax.vmap(features)(sources.actions), heads)
-        return jnp.sum(jnp.where(counts, (predicted - targets) ** 2, 0.0)) / count
+        return jnp.sum(jnp.where(sources.valid, (predicted - targets) ** 2, 0.0)) / count
 
     def step(carry: tuple[Params, optax.OptState], _: None) -> tuple[tuple, None]:
         params, opt_state = carry
@@ -155,7 +155,7 @@ def fit_expectations(space: SearchSpace, tasks: ReplayBank) -> Expectations:
     centre, scale = _centre_and_scale(tasks.rewards, tasks.valid)
     y = (tasks.rewards - centre[:, None]) / scale[:, None]
     y = jnp.clip(jnp.where(jnp.isnan(y), -_MOST, y), -_MOST, _MOST)
-    has_rewards = jnp.any(tasks.valid & ~jnp.isnan(tasks.rewards), axis=1)
+    has_rewards = _has_rewards(tasks)
 
     def weigh(trials: Trials) -> Array:
         covariance = _prior_covariance(_distance(space, trials.actions, trials.actions))
@@ -326,6 +326,11 @@ def _fill(trials: Trials) -> tuple[Array, Array, Array]:
     filled = jnp.nan_to_num(filled)
     centre, scale = _centre_and_scale(filled, _real(trials))
     return filled, centre, scale
+
+
+def _has_rewards(tasks: ReplayBank) -> Array:
+    """Returns which tasks have any trial that didn't fail, bool [T]."""
+    return jnp.any(tasks.valid & ~jnp.isnan(tasks.rewards), axis=1)
 
 
 def _centre_and_scale(rewards: Array, valid: Array) -> tuple[Array, Array]:
