@@ -13,7 +13,6 @@ from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, Policy, PRNGKey
 
 _SHARED = 10  # trials before any is chosen by a task's own trials alone, being too few to tell
-_AGREEING = 0.5  # less agreement of the sources, and that begins at once
 _PARENTS = 8  # a task's best trials, whose designs are varied
 
 
@@ -114,10 +113,9 @@ def choose(
 ) -> Array:
     """Returns the designs for a task's next trials, int32 [number, D] (unbatched; callers vmap).
 
-    In a guarded transfer every other trial is chosen by the task's own trials alone, among the
-    designs that no source brought, so that sources which mislead cost half of them at most. That
-    begins after the first `_SHARED` trials if sources agree, as the task may then agree with them
-    too; if they don't, it begins at once.
+    After the first `_SHARED` trials of a guarded transfer every other one is chosen by the task's
+    own trials alone, among the designs that no source brought, so that sources which mislead cost
+    half of them at most.
 
     One after another: each is ranked as if those before it had earned what was expected of them,
     which makes what is like them less uncertain, so that designs of a round aren't alike (Desautels
@@ -149,8 +147,7 @@ def choose(
         best = jnp.argmax(jnp.where(is_new, ranking.scores, -jnp.inf))
         if ranking.alone is not None:
             may_be = is_new & is_own
-            first = jnp.where(ranking.agreement > _AGREEING, _SHARED, 0)
-            is_alone = (count >= first) & (count % 2 == 1) & jnp.any(may_be)
+            is_alone = (count >= _SHARED) & (count % 2 == 1) & jnp.any(may_be)
             own_best = jnp.argmax(jnp.where(may_be, ranking.alone, -jnp.inf))
             best = jnp.where(is_alone, own_best, best)
         left = is_new & is_suggestion

@@ -71,7 +71,6 @@ class Ranking(NamedTuple):
 
     scores: Array  # [M], higher is better worth a trial
     alone: Array | None  # [M], the same by the task's own trials alone; None: there is no guard
-    agreement: Array  # [], share of what sources say that they have in common; NaN: no sources
     expected: Array  # [M], rewards
     belief: Array  # [], probability that other tasks tell something of this one
 
@@ -228,7 +227,7 @@ def make_ranker(
             weights = jax.nn.softmax(evidence)
             expected, deviation = (weights * scales) @ cold.mean, weights @ scales * cold.deviation
             scores = expected + beta_alone * deviation
-            return Ranking(scores, None, jnp.float32(jnp.nan), centre + expected, jnp.float32(0))
+            return Ranking(scores, None, centre + expected, jnp.float32(0))
         own = describe(known, trials.actions) if trials.features is None else trials.features
         others = describe(known, candidates) if features is None else features
         head_mean, head_covariance = _head(known)
@@ -253,26 +252,9 @@ def make_ranker(
         if known.sources is not None and belief < 1:
             own_scales = jax.nn.softmax(evidence) * scales
             alone = own_scales @ cold.mean + jnp.sum(own_scales) * deviations[0]
-        agreement = _agreement(known.sources, others)
-        belief_now = jnp.sum(weights[1])
-        return Ranking(expected + bonus, alone, agreement, centre + expected, belief_now)
+        return Ranking(expected + bonus, alone, centre + expected, jnp.sum(weights[1]))
 
     return Ranker(describe, rank)
-
-
-def _agreement(sources: RewardModel | None, features: Array) -> Array:
-    """Returns the share of what sources say of designs [M, ...] that they have in common, [].
-
-    Of the variance over designs it is that of the heads' mean, beside that of what the heads differ
-    by: 1 where all sources say the same; little where each says something of its own.
-    """
-    if sources is None:
-        return jnp.float32(jnp.nan)
-    own = features[:, : len(sources.head_mean)]
-    apart = own - jnp.mean(own, axis=0, keepdims=True)
-    common = jnp.var(own @ sources.head_mean)
-    differing = jnp.mean(jnp.sum(apart @ sources.head_covariance * apart, axis=-1))
-    return common / (common + differing)
 
 
 def _usual_scale(known: Knowledge) -> Array:

@@ -113,7 +113,7 @@ def rank_by(scores):
 
     def rank(trials, designs, features):
         scores = table[designs[:, 0]]
-        return Ranking(scores, None, np.nan, scores, 0.0)
+        return Ranking(scores, None, scores, 0.0)
 
     return rank
 
@@ -168,18 +168,13 @@ def test_what_is_pending_counts_as_tried_with_what_is_expected_of_it():
     assert chosen.ravel().tolist() == [2, 1]
 
 
-def rank_with_agreement(agreement):
-    """Returns a ranker: sources like large numbers, the task's own trials small ones."""
+def test_after_ten_trials_every_other_one_is_by_the_tasks_own_trials_alone():
+    designs = jnp.arange(20)[:, None]
 
     def rank(trials, designs, features):
-        scores = 1.0 * designs[:, 0]
-        return Ranking(scores, -scores, jnp.float32(agreement), 0 * scores, 0.0)
+        """Sources like large numbers, the task's own trials small ones."""
+        return Ranking(1.0 * designs[:, 0], -1.0 * designs[:, 0], jnp.zeros(len(designs)), 0.0)
 
-    return rank
-
-
-def test_after_ten_trials_every_other_one_is_by_the_tasks_own_trials_alone():
-    designs, rank = jnp.arange(20)[:, None], rank_with_agreement(0.6)
     nothing = Trials(jnp.zeros((14, 1), jnp.int32), jnp.zeros(14), jnp.zeros(14, bool))
     chosen = pick(rank, designs, nothing, 14, suggest([]), 0).ravel().tolist()
     assert chosen == [*range(19, 9, -1), 9, 0, 8, 1]
@@ -187,18 +182,6 @@ def test_after_ten_trials_every_other_one_is_by_the_tasks_own_trials_alone():
     is_own = designs[:, 0] % 10 == 2
     chosen = pick(rank, designs, nothing, 14, suggest([]), 0, is_own=is_own).ravel().tolist()
     assert chosen == [*range(19, 9, -1), 9, 2, 8, 7]
-
-
-@pytest.mark.parametrize("agreement", [0.4, np.nan])
-def test_where_sources_disagree_that_begins_with_the_first_trials(agreement):
-    designs, rank = jnp.arange(20)[:, None], rank_with_agreement(agreement)
-    nothing = Trials(jnp.zeros((14, 1), jnp.int32), jnp.zeros(14), jnp.zeros(14, bool))
-    chosen = pick(rank, designs, nothing, 6, suggest([]), 0).ravel().tolist()
-    assert chosen == [19, 0, 18, 1, 17, 2]
-    # The turns of suggestions stay.
-    suggested = jnp.array([[8], [9], *designs])
-    chosen = pick(rank, suggested, nothing, 6, suggest(suggested[:2]), 10).ravel().tolist()
-    assert chosen == [8, 0, 9, 1, 19, 2]
 
 
 def test_a_design_is_ranked_as_if_those_before_it_had_earned_what_was_expected():
@@ -209,7 +192,7 @@ def test_a_design_is_ranked_as_if_those_before_it_had_earned_what_was_expected()
         seen.append(trials)
         beside = jnp.abs(designs - trials.actions[None, :, 0]) == 1
         scores = designs[:, 0] - 10 * jnp.any(beside & trials.valid[None], 1)
-        return Ranking(scores, None, np.nan, designs[:, 0] / 10, 0.0)
+        return Ranking(scores, None, designs[:, 0] / 10, 0.0)
 
     nothing = Trials(jnp.zeros((1, 1), jnp.int32), jnp.zeros(1), jnp.zeros(1, bool))
     with jax.disable_jit():

@@ -153,8 +153,6 @@ def test_sources_that_tell_nothing_are_soon_not_believed_and_do_no_harm(key):
     }
     assert float(rankings["good"].belief) > 0.9
     assert float(rankings["useless"].belief) < 0.1
-    assert float(rankings["good"].agreement) > 0.8
-    assert float(rankings["useless"].agreement) < 0.4
 
     def correlation(ranking):
         return np.corrcoef(ranking.expected[rest], value(DESIGNS)[rest])[0, 1]
