@@ -113,9 +113,9 @@ def choose(
 ) -> Array:
     """Returns the designs for a task's next trials, int32 [number, D] (unbatched; callers vmap).
 
-    After the first `_SHARED` trials of a guarded transfer every other one is chosen by the task's
-    own trials alone, among the designs that no source brought, so that sources which mislead cost
-    half of them at most.
+    Where other tasks are known, and guarded against, every other trial after the first `_SHARED` is
+    chosen by the task's own alone, among the designs that no other task brought, so that tasks
+    which mislead cost half of them at most.
 
     One after another: each is ranked as if those before it had earned what was expected of them,
     which makes what is like them less uncertain, so that designs of a round aren't alike (Desautels

@@ -70,7 +70,7 @@ class Ranking(NamedTuple):
     """What a ranker says of M designs for one task."""
 
     scores: Array  # [M], higher is better worth a trial
-    alone: Array | None  # [M], the same by the task's own trials alone; None: there is no guard
+    alone: Array | None  # [M], the same by the task's own trials alone; None: no guard, or one task
     expected: Array  # [M], rewards
     belief: Array  # [], probability that other tasks tell something of this one
 
@@ -194,8 +194,10 @@ def make_ranker(
     Args:
       space: the search space.
       belief: prior probability that other tasks tell something of the target; 1: no guard.
-      beta: deviations that a design's score lies above its expected reward.
-      beta_alone: the same as far as other tasks aren't believed: there is more to be explored.
+      beta: deviations that a design's score lies above its expected reward, as far as sources are
+        believed.
+      beta_alone: the same without sources, or as far as they aren't believed: there is more to be
+        explored.
       noise: deviation of a trial's reward.
       residual: deviation of what other tasks can't tell.
       decay: how much less alike rewards are if all of a design's decisions differ, as a logarithm.
@@ -241,7 +243,9 @@ def make_ranker(
             noise,
         )
         means = jnp.stack([cold.mean, expected[None, len(own) :] + warm.mean])
-        deviations = jnp.stack([beta_alone * cold.deviation, beta * warm.deviation])
+        # Tasks that are searched at the same time know too little to do without exploring.
+        bound = beta_alone if known.sources is None else beta
+        deviations = jnp.stack([beta_alone * cold.deviation, bound * warm.deviation])
         evidences = jnp.stack(
             [evidence + jnp.log1p(-belief), prior + warm.evidence + jnp.log(belief)]
         )
@@ -249,7 +253,7 @@ def make_ranker(
         expected = jnp.einsum("hs,s,hsm->m", weights, scales, means)
         bonus = jnp.einsum("hs,s,hm->m", weights, scales, deviations)
         alone = None
-        if known.sources is not None and belief < 1:
+        if belief < 1:
             own_scales = jax.nn.softmax(evidence) * scales
             alone = own_scales @ cold.mean + jnp.sum(own_scales) * deviations[0]
         return Ranking(expected + bonus, alone, centre + expected, jnp.sum(weights[1]))

@@ -184,6 +184,28 @@ def test_by_its_own_trials_alone_a_task_is_told_nothing_but_a_scale(key):
     assert np.corrcoef(told.alone, cold.scores)[0, 1] > 0.95
 
 
+def test_tasks_searched_at_once_are_guarded_against_and_explore_as_from_scratch(key):
+    rows = np.random.default_rng(1).permutation(81)[:20]
+    good, useless = (fit_expectations(SPACE, make_sources(key, s)) for s in (False, True))
+    useless = useless._replace(scale=good.scale)
+    rank = make_ranker(SPACE).rank
+    told, misled = (
+        rank(Knowledge(others=others), trials_of(rows), DESIGNS) for others in (good, useless)
+    )
+    assert float(told.belief) > 0.9 and float(misled.belief) < 0.3
+    np.testing.assert_allclose(told.alone, misled.alone, rtol=1e-5)
+    unguarded = make_ranker(SPACE, belief=1.0)
+    assert unguarded.rank(Knowledge(others=good), trials_of(rows), DESIGNS).alone is None
+    # Bounds are as wide as without other tasks, and with sources they are narrower.
+    sources = fit_reward_model(key, SPACE, make_sources(key))
+    means = [
+        np.mean(make_ranker(SPACE, beta=beta).rank(known, trials_of(rows), DESIGNS).scores)
+        for known in (Knowledge(others=good), Knowledge(sources))
+        for beta in (1.0, 3.0)
+    ]
+    assert means[0] == means[1] and means[2] < means[3] - 0.01
+
+
 def test_scores_follow_the_scale_and_level_of_rewards(key):
     model = fit_reward_model(key, SPACE, make_sources(key))
     rows = np.random.default_rng(2).permutation(81)[:20]
