@@ -1,7 +1,8 @@
 """Thousands of whole searches on tables of known rewards.
 
-Claim: a controller that was trained on other tasks finds good designs for a new one in fewer trials
-than any search from scratch. All seeds of a method are one compiled function, spread over devices.
+Claim: a controller that was trained on related tasks finds good designs for a new one in fewer
+trials than a search from scratch. All seeds of a method are one compiled function, spread over
+devices.
 
 Command: python -m experiments.tabular --table=hpobench_mlp
 Variants:
@@ -35,7 +36,10 @@ _SEEDS = flags.DEFINE_integer("seeds", 64, "Searches of each method.", lower_bou
 _SEED = flags.DEFINE_integer("seed", 0, "Of all that is random.")
 _NUM_TRIALS = flags.DEFINE_integer("num_trials", 200, "Trials on each task.", lower_bound=1)
 _NUM_SOURCE_TRIALS = flags.DEFINE_integer(
-    "num_source_trials", 200, "Trials on each source task.", lower_bound=1
+    "num_source_trials",
+    200,
+    "Trials on each source task, rounded up to a multiple of 8.",
+    lower_bound=1,
 )
 _ROUND = flags.DEFINE_integer(
     "trials_per_round", 2, "Trials on a task between two updates.", lower_bound=1

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from mnms_jax.controller import are_active, make_random_policy
 from mnms_jax.replay import Suggestions
-from mnms_jax.reward_model import Ranking, Trials
+from mnms_jax.reward_model import Ranking, Trials, are_real, with_room
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, Policy, PRNGKey
 
@@ -20,7 +20,7 @@ class Numbers(NamedTuple):
     """How many designs are to choose from for a task, beside those that were good elsewhere."""
 
     sampled: int = 128  # by the policy
-    uniform: int = 64  # lest what the policy has come to avoid stays out of reach; at least 8
+    uniform: int = 64  # lest what the policy has come to avoid stays out of reach; at least 1
     mutated: int = 64  # good designs of this task or others with one decision changed
 
 
@@ -57,7 +57,7 @@ def make_candidates(
     uniform = make_random_policy(space)
     drawn = draw(uniform, {}, uniform_key, numbers.uniform)
     known = trials.valid & jnp.isfinite(trials.rewards)
-    number = min(_PARENTS, len(known))
+    number = min(_PARENTS, len(known), numbers.uniform)
     rewards, best = jax.lax.top_k(jnp.where(known, trials.rewards, -jnp.inf), number)
     own = jnp.where(jnp.isfinite(rewards)[:, None], trials.actions[best], drawn[:number])
     parents = own[jax.random.randint(parent_key, (numbers.mutated,), 0, len(own))]
@@ -93,7 +93,7 @@ def add_pending(
     made = jnp.zeros_like(pending.valid)
     more = pending._replace(rewards=expected, real=made)
     start = jnp.sum(trials.valid)
-    room = _with_room(trials._replace(real=trials.valid), len(made))
+    room = with_room(trials._replace(real=trials.valid), len(made))
 
     def put(x: Array, rows: Array) -> Array:
         return jax.lax.dynamic_update_slice_in_dim(x, rows, start, 0)
@@ -107,6 +107,7 @@ def choose(
     is_own: Array,
     features: Array,
     trials: Trials,
+    num_made: Array,
     number: int,
     suggestions: Suggestions,
     num_suggested: int,
@@ -120,7 +121,8 @@ def choose(
     One after another: each is ranked as if those before it had earned what was expected of them,
     which makes what is like them less uncertain, so that designs of a round aren't alike (Desautels
     et al. 2014, "Parallelizing exploration-exploitation tradeoffs in Gaussian process bandit
-    optimization"). No design is tried twice as long as there are others.
+    optimization"). No design is tried twice as long as there are others; then those that were tried
+    are chosen among.
 
     Args:
       rank: ranks designs with these features for a task with such trials.
@@ -128,43 +130,39 @@ def choose(
       is_own: bool [M], those that are there whatever was good elsewhere.
       features: [M, F], of the designs, see `Ranker`.
       trials: what was tried, and what is pending, with the features of its designs.
+      num_made: int32 [], trials of the task so far, also those that `trials` has no room for.
       number: to choose.
       suggestions: the first designs.
       num_suggested: among the task's first so many trials every other one is the next suggestion,
         whatever the ranker says.
     """
-    place, num_places = jnp.arange(len(designs)), len(suggestions.designs)
-    is_suggestion = place < suggestions.number
-    is_filler = (place < num_places) & ~is_suggestion
-    real = trials.valid if trials.real is None else trials.real
-    trials = _with_room(trials._replace(real=real), number)
+    places = jnp.arange(len(designs))
+    is_suggestion = places < suggestions.number
+    is_filler = (places < len(suggestions.designs)) & ~is_suggestion
+    trials = with_room(trials._replace(real=are_real(trials)), number)
 
-    def choose_next(trials: Trials, _: None) -> tuple[Trials, Array]:
-        count = jnp.sum(trials.valid)
+    def choose_next(trials: Trials, turn: Array) -> tuple[Trials, Array]:
         ranking = rank(trials, designs, features)
         tried = jnp.all(designs[:, None] == trials.actions[None], -1) & trials.valid[None]
         is_new = ~(is_filler | jnp.any(tried, 1))
-        best = jnp.argmax(jnp.where(is_new, ranking.scores, -jnp.inf))
+        may_be = jnp.where(jnp.any(is_new), is_new, ~is_filler)
+        best = jnp.argmax(jnp.where(may_be, ranking.scores, -jnp.inf))
         if ranking.alone is not None:
-            may_be = is_new & is_own
-            is_alone = (count >= _SHARED) & (count % 2 == 1) & jnp.any(may_be)
-            own_best = jnp.argmax(jnp.where(may_be, ranking.alone, -jnp.inf))
+            may_be_alone = may_be & is_own
+            is_alone = (turn >= _SHARED) & (turn % 2 == 1) & jnp.any(may_be_alone)
+            own_best = jnp.argmax(jnp.where(may_be_alone, ranking.alone, -jnp.inf))
             best = jnp.where(is_alone, own_best, best)
         left = is_new & is_suggestion
         suggestion = jnp.argmax(left)  # the first; 0 if there is none
-        is_turn = (count < num_suggested) & (count % 2 == 0) & left[suggestion]
+        is_turn = (turn < num_suggested) & (turn % 2 == 0) & left[suggestion]
         chosen = jnp.where(is_turn, suggestion, best)
         there, made = jnp.array(True), jnp.array(False)
         reward, described = ranking.expected[chosen], features[chosen]
         expected = Trials(designs[chosen], reward, there, made, described)
-        return jax.tree.map(lambda x, row: x.at[count].set(row), trials, expected), designs[chosen]
+        place = jnp.sum(trials.valid)
+        return jax.tree.map(lambda x, row: x.at[place].set(row), trials, expected), designs[chosen]
 
-    return jax.lax.scan(choose_next, trials, None, number)[1]
-
-
-def _with_room(trials: Trials, number: int) -> Trials:
-    """Returns the trials with room for more behind them."""
-    return jax.tree.map(lambda x: jnp.pad(x, [(0, number)] + [(0, 0)] * (x.ndim - 1)), trials)
+    return jax.lax.scan(choose_next, trials, num_made + jnp.arange(number))[1]
 
 
 def mutate(key: PRNGKey, space: SearchSpace, parent: Array, stranger: Array) -> Array:

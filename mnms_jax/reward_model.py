@@ -116,11 +116,7 @@ def fit_reward_model(
     """
     has_rewards = _has_rewards(sources)
     sources = sources._replace(size=jnp.where(has_rewards, sources.size, 0))
-    centre, scale = _centre_and_scale(sources.rewards, sources.valid)
-    targets = jnp.where(
-        jnp.isnan(sources.rewards), -_MOST, (sources.rewards - centre[:, None]) / scale[:, None]
-    )
-    targets = jnp.clip(targets, -_MOST, _MOST)
+    targets, scale = _scaled(sources)
     num_tasks = len(targets)
     network = _init_network(key, (space.action_mask.size, hidden_size, num_features))
     params = (network, jnp.zeros((num_tasks, num_features + 1)))
@@ -152,9 +148,7 @@ def fit_reward_model(
 
 def fit_expectations(space: SearchSpace, tasks: ReplayBank) -> Expectations:
     """Learns what tasks' trials let expect of designs; one without any reward doesn't count."""
-    centre, scale = _centre_and_scale(tasks.rewards, tasks.valid)
-    y = (tasks.rewards - centre[:, None]) / scale[:, None]
-    y = jnp.clip(jnp.where(jnp.isnan(y), -_MOST, y), -_MOST, _MOST)
+    y, scale = _scaled(tasks)
     has_rewards = _has_rewards(tasks)
 
     def weigh(trials: Trials) -> Array:
@@ -219,7 +213,7 @@ def make_ranker(
         y = jnp.clip((filled - centre)[None] / scales[:, None], -_MOST, _MOST)  # [S, N]
         prior = jax.nn.log_softmax(-0.5 * (jnp.log(factors) / tolerance) ** 2)
         # Likelihoods are of rewards, not of scaled ones; and only of those that were made.
-        counts = jnp.sum(trials.valid), jnp.sum(_real(trials))
+        counts = jnp.sum(trials.valid), jnp.sum(are_real(trials))
         prior -= counts[1] * jnp.log(scales)
         designs = jnp.concatenate([trials.actions, candidates])
         alike = jnp.exp(-decay * _distance(space, trials.actions, designs))  # [N, N + M]
@@ -230,19 +224,21 @@ def make_ranker(
             expected, deviation = (weights * scales) @ cold.mean, weights @ scales * cold.deviation
             scores = expected + beta_alone * deviation
             return Ranking(scores, None, centre + expected, jnp.float32(0))
-        own = describe(known, trials.actions) if trials.features is None else trials.features
-        others = describe(known, candidates) if features is None else features
+        of_trials = trials.features
+        if of_trials is None:
+            of_trials = describe(known, trials.actions)
+        of_candidates = describe(known, candidates) if features is None else features
         head_mean, head_covariance = _head(known)
-        both = jnp.concatenate([own, others])
-        spread, expected = both @ head_covariance, both @ head_mean
+        both = jnp.concatenate([of_trials, of_candidates])
+        spread, prior_mean = both @ head_covariance, both @ head_mean
         warm = condition(
-            y - expected[None, : len(own)],
-            own @ spread.T + residual**2 * alike,
-            jnp.sum(spread[len(own) :] * others, -1) + residual**2,
+            y - prior_mean[None, : len(of_trials)],
+            of_trials @ spread.T + residual**2 * alike,
+            jnp.sum(spread[len(of_trials) :] * of_candidates, -1) + residual**2,
             *counts,
             noise,
         )
-        means = jnp.stack([cold.mean, expected[None, len(own) :] + warm.mean])
+        means = jnp.stack([cold.mean, prior_mean[None, len(of_trials) :] + warm.mean])
         # Tasks that are searched at the same time know too little to do without exploring.
         bound = beta_alone if known.sources is None else beta
         deviations = jnp.stack([beta_alone * cold.deviation, bound * warm.deviation])
@@ -313,23 +309,34 @@ def _prior_covariance(distance: Array) -> Array:
     return jnp.exp(-8.0 * distance) + 1.0 - distance
 
 
-def _whole_blocks(trials: Trials) -> Trials:
-    """Returns the trials with room up to a multiple of `BLOCK`."""
-    room = -len(trials.valid) % BLOCK
-    return jax.tree.map(lambda x: jnp.pad(x, [(0, room)] + [(0, 0)] * (x.ndim - 1)), trials)
+def with_room(trials: Trials, number: int) -> Trials:
+    """Returns the trials with room for so many more behind them."""
+    return jax.tree.map(lambda x: jnp.pad(x, [(0, number)] + [(0, 0)] * (x.ndim - 1)), trials)
 
 
-def _real(trials: Trials) -> Array:
+def are_real(trials: Trials) -> Array:
+    """Returns which trials were made, and not only expected, bool [N]."""
     return trials.valid if trials.real is None else trials.real
+
+
+def _whole_blocks(trials: Trials) -> Trials:
+    return with_room(trials, -len(trials.valid) % BLOCK)
 
 
 def _fill(trials: Trials) -> tuple[Array, Array, Array]:
     """Returns rewards with the lowest in place of failures, their centre and their scale."""
-    known = jnp.where(_real(trials), trials.rewards, jnp.nan)
+    known = jnp.where(are_real(trials), trials.rewards, jnp.nan)
     filled = jnp.where(jnp.isnan(trials.rewards), jnp.nanmin(known), trials.rewards)
     filled = jnp.nan_to_num(filled)
-    centre, scale = _centre_and_scale(filled, _real(trials))
+    centre, scale = _centre_and_scale(filled, are_real(trials))
     return filled, centre, scale
+
+
+def _scaled(tasks: ReplayBank) -> tuple[Array, Array]:
+    """Returns what models learn of T tasks, [T, N]: failures are the worst; and scales [T]."""
+    centre, scale = _centre_and_scale(tasks.rewards, tasks.valid)
+    y = (tasks.rewards - centre[:, None]) / scale[:, None]
+    return jnp.clip(jnp.where(jnp.isnan(y), -_MOST, y), -_MOST, _MOST), scale
 
 
 def _has_rewards(tasks: ReplayBank) -> Array:

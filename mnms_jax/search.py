@@ -115,9 +115,9 @@ def make_search(
         if ranker is None:
             output = sample(state.params, jax.random.split(key, task_ids.size), ids)
         else:
-            told = _expectations(space, state, num_tasks)
+            others = _expectations(space, state, num_tasks)
             # [T, trials_per_task, D]
-            actions = choose_for(state, pending, told, jnp.arange(num_tasks))
+            actions = choose_for(state, pending, others, jnp.arange(num_tasks))
             output = evaluate(state.params, jnp.concatenate(jnp.swapaxes(actions, 0, 1)), ids)
         return Proposal(ids, output.actions, output.log_probs)
 
@@ -128,8 +128,13 @@ def make_search(
         params, opt_state, metrics = learner.update(
             _round_key(state, _TELL), state.params, state.opt_state, baseline, replay, batch
         )
-        told = SearchState(params, opt_state, baseline, replay, state.step + 1, state.key)
-        state = told._replace(knowledge=state.knowledge, suggestions=state.suggestions)
+        state = state._replace(
+            params=params,
+            opt_state=opt_state,
+            baseline=baseline,
+            replay=replay,
+            step=state.step + 1,
+        )
         if ranker is not None and state.knowledge is not None:
             metrics = {**metrics, **_beliefs(space, ranker, state, num_tasks)}
         return state, metrics
@@ -209,19 +214,19 @@ def _expectations(space: SearchSpace, state: SearchState, num_tasks: int) -> Exp
     return fit_expectations(space, jax.tree.map(lambda x: x[:num_tasks], state.replay))
 
 
-def _known(state: SearchState, told: Expectations | None, task_id: Array | int) -> Knowledge:
+def _known(state: SearchState, others: Expectations | None, task_id: Array | int) -> Knowledge:
     """Returns what is known for a task: of its sources, and of the search's other tasks."""
-    if told is not None:
-        told = told._replace(scale=told.scale.at[task_id].set(jnp.nan))
-    return Knowledge(_of_task(state.knowledge, task_id), told)
+    if others is not None:
+        others = others._replace(scale=others.scale.at[task_id].set(jnp.nan))
+    return Knowledge(_of_task(state.knowledge, task_id), others)
 
 
 def _beliefs(space: SearchSpace, ranker: Ranker, state: SearchState, num_tasks: int) -> Metrics:
-    told = _expectations(space, state, num_tasks)
+    others = _expectations(space, state, num_tasks)
 
     def belief_of(task_id: Array) -> Array:
         trials = _trials(state.replay, task_id)
-        return ranker.rank(_known(state, told, task_id), trials, trials.actions[:1]).belief
+        return ranker.rank(_known(state, others, task_id), trials, trials.actions[:1]).belief
 
     beliefs = jax.vmap(belief_of)(jnp.arange(num_tasks))
     return {f"belief/{t}": beliefs[t] for t in range(num_tasks)}
@@ -235,10 +240,10 @@ def _make_chooser(
     numbers: Numbers,
     num_suggested: int,
 ) -> Callable[[SearchState, ReplayBank | None, Expectations | None, Array], Array]:
-    """Returns (state, pending, told, task_id []) -> a round's designs, int32 [number, D]."""
+    """Returns (state, pending, others, task_id []) -> a round's designs, int32 [number, D]."""
 
     def choose_for(
-        state: SearchState, pending: ReplayBank | None, told: Expectations | None, task_id: Array
+        state: SearchState, pending: ReplayBank | None, others: Expectations | None, task_id: Array
     ) -> Array:
         key = jax.random.fold_in(_round_key(state, _ASK), task_id)
         trials = _trials(state.replay, task_id)
@@ -248,7 +253,8 @@ def _make_chooser(
         designs, is_own = make_candidates(
             key, space, policy, state.params, task_id, trials, suggestions, numbers
         )
-        known = _known(state, told, task_id)
+        known = _known(state, others, task_id)
+        num_made = state.replay.size[task_id]
         trials = trials._replace(features=ranker.describe(known, trials.actions))
         features = ranker.describe(known, designs)
         rank = functools.partial(ranker.rank, known)
@@ -256,6 +262,9 @@ def _make_chooser(
             own = _trials(pending, task_id)
             described = ranker.describe(known, own.actions)
             trials = add_pending(rank, trials, own._replace(features=described))
-        return choose(rank, designs, is_own, features, trials, number, suggestions, num_suggested)
+            num_made += jnp.sum(own.valid)
+        return choose(
+            rank, designs, is_own, features, trials, num_made, number, suggestions, num_suggested
+        )
 
     return choose_for

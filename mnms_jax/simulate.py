@@ -79,8 +79,9 @@ def play_seeds(
 def regret(benchmark: TableBenchmark, task_ids: Sequence[int], played: Played) -> np.ndarray:
     """Returns the normalised regret after each trial, float [S, G, N].
 
-    It is (best - incumbent) / (best - median), of the table's designs by their mean rewards; the
-    incumbent is the design with the highest reward seen so far, the median as long as all failed.
+    It is (best - incumbent) / (best - median), of the table's designs by their mean rewards, or
+    (best - incumbent) where half of them are as good as the best. The incumbent is the design with
+    the highest reward seen so far, the median as long as all failed.
 
     Args:
       benchmark: whose table was played on.
@@ -99,4 +100,5 @@ def regret(benchmark: TableBenchmark, task_ids: Sequence[int], played: Played) -
     index = np.maximum.accumulate(np.where(is_new, np.arange(seen.shape[-1]), 0), -1)
     incumbent = np.take_along_axis(values, index, -1)
     incumbent = np.where(np.isfinite(before), incumbent, median[:, None])
-    return (best[:, None] - incumbent) / (best - median)[:, None]
+    span = best - median
+    return (best[:, None] - incumbent) / np.where(span > 0, span, 1)[:, None]

@@ -36,7 +36,7 @@ class TableSetup(NamedTuple):
     sources: tuple[int, ...]  # the table's numbers of the source tasks
     targets: tuple[int, ...]  # G numbers of the tasks that are new
     num_trials: int = 200  # on each target
-    num_source_trials: int = 200  # on each source
+    num_source_trials: int = 200  # on each source, rounded up to a multiple of 8
     trials_per_round: int = 2  # on each target
 
 
@@ -51,8 +51,9 @@ def make_strategy(name: str, setup: TableSetup) -> Strategy:
     - pretrained: `transfer` with a controller that was trained on all sources, not a fresh one.
 
     And the methods of `make_methods`, on each target; those that need sources get the trials of the
-    controller that was trained on all of them. TPE can't be compiled, and isn't among them, nor is
-    transfer_similar: nobody knows how alike a table's tasks are.
+    controller that was trained on all of them. TPE and transfer_replay, which looks at how many
+    trials there are, can't be compiled, and aren't among them, nor is transfer_similar: nobody
+    knows how alike a table's tasks are.
 
     Raises:
       UserError: an unknown name, one of these, or a method that needs sources, and there are none.
@@ -66,7 +67,7 @@ def make_strategy(name: str, setup: TableSetup) -> Strategy:
         )
     if name in (*_PUBLISHED, "pretrained"):
         return _pretrained(setup, name)
-    if name.startswith("tpe"):
+    if name.startswith("tpe") or name == "transfer_replay":
         raise UserError(f"method {name!r} can't be compiled, and so can't be simulated")
     (method,) = make_methods([name])
     if method.uses_similarity:
@@ -154,22 +155,23 @@ def _after_pretraining(
     """
     if not setup.sources:
         raise UserError(
-            f"method {make_method(None).name!r} needs source tasks; name fewer --tasks, or other "
-            "--methods"
+            f"method {make_method(None).name!r} needs source tasks, which are tasks of the table "
+            "that aren't searched on; name fewer --tasks, or other --methods (random, evolution, "
+            "cold and multitask need none)"
         )
     policy = make_policy(setup.space, len(setup.sources))
+    num_rounds = -(-setup.num_source_trials // _ROUND)
     pretraining = make_search(
         setup.space,
         policy,
         make_learner(policy=policy),
         num_tasks=len(setup.sources),
         trials_per_task=_ROUND,
-        replay_capacity=setup.num_source_trials,
+        replay_capacity=num_rounds * _ROUND,
     )
 
     def strategy(table: RewardTable, key: PRNGKey) -> Played:
         source_key, key = jax.random.split(key)
-        num_rounds = -(-setup.num_source_trials // _ROUND)
         state, _ = play(pretraining, table, jnp.array(setup.sources), num_rounds, source_key)
         return _one_by_one(setup, make_method(state.params), state.replay, table, key)
 

@@ -59,7 +59,7 @@ def run_tabular(
       num_seeds: S, searches of each method.
       seed: of all that is random.
       num_trials: N, on each task.
-      num_source_trials: on each source.
+      num_source_trials: on each source, rounded up to a multiple of 8.
       trials_per_round: on a task, between two updates.
       csv: file for all regrets, at the numbers of trials that are printed.
 
@@ -67,13 +67,14 @@ def run_tabular(
       See `regret`, [M, S, G, N].
 
     Raises:
-      UserError: an unknown task or method, one twice, or a method that lacks sources.
+      UserError: no method, an unknown method or task, one twice, a task without a reward, or a
+        method that lacks sources.
     """
     names = benchmark.task_names
     # One at least is a source, if there are two.
     targets = tuple(task_names) or names[-max(1, min(_NUM_TARGETS, len(names) - 1)) :]
     sources = tuple(source_names) or tuple(name for name in names if name not in targets)
-    _check(names, (*targets, *sources))
+    _check(benchmark, targets, sources, methods)
     if csv is not None:
         with writable("--csv", csv):  # before anything is played
             csv.open("a").close()
@@ -101,12 +102,23 @@ def run_tabular(
     return regrets
 
 
-def _check(names: Sequence[str], chosen: Sequence[str]) -> None:
-    for name in chosen:
+def _check(
+    benchmark: TableBenchmark,
+    targets: Sequence[str],
+    sources: Sequence[str],
+    methods: Sequence[str],
+) -> None:
+    names = benchmark.task_names
+    for name in (*targets, *sources):
         if name not in names:
             raise UserError(f"task {name!r} isn't in the table{nearest(name, names)}")
-    if len(set(chosen)) < len(chosen):
-        raise UserError(f"tasks {', '.join(chosen)}: name each once, as a task or as a source")
+        if np.isnan(benchmark.means[names.index(name)]).all():
+            raise UserError(f"task {name!r} has no reward in the table: every trial failed")
+    if len({*targets, *sources}) < len(targets) + len(sources):
+        chosen = ", ".join((*targets, *sources))
+        raise UserError(f"tasks {chosen}: name each once, as a task or as a source")
+    if not methods or len(set(methods)) < len(methods):
+        raise UserError(f"methods {', '.join(methods)}: name at least one, each once")
 
 
 def _rows(

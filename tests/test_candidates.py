@@ -100,11 +100,12 @@ def suggest(designs):
     return Suggestions(designs, jnp.int32(len(designs)))
 
 
-def pick(rank, designs, trials, *rest, is_own=True):
+def pick(rank, designs, trials, *rest, is_own=True, num_made=None):
     """Chooses among designs whose features are twice their choices."""
     known = trials._replace(features=2.0 * trials.actions)
     own = jnp.broadcast_to(is_own, len(designs))
-    return choose(rank, designs, own, 2.0 * designs, known, *rest)
+    made = jnp.sum(trials.valid) if num_made is None else num_made
+    return choose(rank, designs, own, 2.0 * designs, known, made, *rest)
 
 
 def rank_by(scores):
@@ -164,7 +165,8 @@ def test_what_is_pending_counts_as_tried_with_what_is_expected_of_it():
     np.testing.assert_allclose(trials.rewards[:3], [0.7, 0.1, 0.4])
     # Neither is chosen again; and the turns of suggestions go on behind them.
     own = jnp.ones(len(designs), bool)
-    chosen = choose(rank, designs, own, 2.0 * designs, trials, 2, suggest(designs[:2]), 4)
+    made = jnp.int32(3)
+    chosen = choose(rank, designs, own, 2.0 * designs, trials, made, 2, suggest(designs[:2]), 4)
     assert chosen.ravel().tolist() == [2, 1]
 
 
@@ -182,6 +184,22 @@ def test_after_ten_trials_every_other_one_is_by_the_tasks_own_trials_alone():
     is_own = designs[:, 0] % 10 == 2
     chosen = pick(rank, designs, nothing, 14, suggest([]), 0, is_own=is_own).ravel().tolist()
     assert chosen == [*range(19, 9, -1), 9, 2, 8, 7]
+    # They go on taking turns when the bank is full, in rounds of one and three.
+    full = Trials(jnp.arange(5, 9)[:, None], jnp.zeros(4), jnp.ones(4, bool))
+    for number in (1, 3):
+        rounds = [
+            pick(rank, designs, full, number, suggest([]), 0, num_made=jnp.int32(made))
+            for made in range(40, 46, number)
+        ]
+        assert (jnp.concatenate(rounds).ravel() < 5).tolist() == [False, True] * 3
+
+
+def test_when_all_were_tried_the_best_of_them_is_tried_again():
+    designs = jnp.array([[4], [0], [1], [2]])
+    tried = Trials(jnp.arange(5)[:, None], jnp.zeros(5), jnp.ones(5, bool))
+    filler = Suggestions(designs[:1], jnp.int32(0))
+    chosen = pick(rank_by([0.1, 0.5, 0.3, 0.4, 0.9]), designs, tried, 2, filler, 0)
+    assert chosen.ravel().tolist() == [1, 1]
 
 
 def test_a_design_is_ranked_as_if_those_before_it_had_earned_what_was_expected():

@@ -130,6 +130,9 @@ def test_an_experiment_prints_and_writes_its_regrets(tmp_path, capsys):
     [
         (["randon"], {}, "did you mean 'random'"),
         (["tpe"], {}, "can't be compiled"),
+        (["transfer_replay"], {}, "can't be compiled"),
+        ([], {}, "name at least one, each once"),
+        (["random", "random"], {}, "methods random, random: name at least one, each once"),
         (
             ["transfer_similar"],
             {},
@@ -143,6 +146,26 @@ def test_an_experiment_prints_and_writes_its_regrets(tmp_path, capsys):
 def test_mistakes(methods, changes, message):
     with pytest.raises(UserError, match=message):
         run_tabular(BENCHMARK, methods, **changes)
+
+
+def with_rewards(rewards):
+    table = BENCHMARK.table._replace(rewards=rewards)
+    return BENCHMARK._replace(table=table)
+
+
+def test_a_task_without_a_reward_is_refused():
+    rewards = BENCHMARK.table.rewards.copy()
+    rewards[3] = NAN
+    with pytest.raises(UserError, match="task 'task3' has no reward"):
+        run_tabular(with_rewards(rewards), ["random"])
+
+
+def test_where_most_designs_are_the_best_regret_is_a_difference():
+    rewards = np.ones_like(BENCHMARK.table.rewards)
+    rewards[:, :9] = 0.75
+    actions = np.array([[[[0, 0, 0, 0], [3, 3, 3, 3]]]])
+    found = regret(with_rewards(rewards), [1], Played(actions, np.array([[[0.75, 1.0]]])))
+    np.testing.assert_allclose(found, [[[0.25, 0.0]]])
 
 
 def test_a_file_that_cannot_be_written_is_told_before_anything_is_played(tmp_path):
