@@ -183,7 +183,7 @@ def make_ranker(
     """Returns the ranker by upper confidence bounds (Srinivas et al. 2010).
 
     Where nothing is known of other tasks, the task's own trials are all that counts. Numbers are in
-    units of the scale of rewards.
+    units of the scale of rewards, which is .001 at least: smaller differences count as none.
 
     Args:
       space: the search space.
