@@ -31,6 +31,9 @@ _PHASES = flags.DEFINE_list(
 
 def main() -> None:
     """Runs the schedule that the flags describe."""
+    for name in ("tasks", "num_trials", "replay"):
+        if flags.FLAGS[name].present:
+            raise mnms.UserError(f"--{name} is each phase's own: write it into --phases")
     config = mnms.config_from_flags(mnms.TransferConfig)
     assert isinstance(config, mnms.TransferConfig)
     mnms.run_schedule(config, [mnms.parse_phase(text) for text in _PHASES.value])

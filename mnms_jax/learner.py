@@ -300,7 +300,7 @@ def _own_advantages(
     advantage: Advantage, baseline: Baseline, replay: ReplayBank, batch: Batch
 ) -> Array:
     """Returns the advantages of a round's own trials, [B], failed ones included."""
-    worst = replay_lib.worst_rewards(replay)[batch.task_ids]
+    worst = replay_lib.worst_rewards(replay.rewards, replay.valid)[batch.task_ids]
     rewards = jnp.where(jnp.isnan(batch.rewards), worst, batch.rewards)
     return advantage(baseline, replay_lib.fill_failures(replay), batch.task_ids, rewards)
 

@@ -124,8 +124,11 @@ def run_text_leave_one_out(
     """
     if jax.process_count() > 1:
         raise UserError("a comparison runs in one process; leave --distributed out")
-    if config.executor != "local" or config.rounds_in_flight > 1:
-        raise UserError("a comparison has no --executor and no --rounds_in_flight; leave them out")
+    if config.executor != "local" or config.rounds_in_flight > 1 or config.early_stopping:
+        raise UserError(
+            "a comparison has no --executor, no --rounds_in_flight and no --early_stopping; leave "
+            "them out"
+        )
     bench = make_bench(config)
 
     def objective(seed: int) -> Evaluate:

@@ -157,7 +157,7 @@ def load_studies(
     params = make_policy(space, len(names)).init(jax.random.key(0))
     traits = (_UNKNOWN,) * len(names)
     bank = make_bank(space, [own for _, own in pairs if own])
-    return SavedController(names, space, params, bank, traits, rewards.pop())
+    return SavedController(names, space, params, bank, traits, rewards.pop(), skip_connection=None)
 
 
 def _read_studies(optuna: Any, url: str, name: str) -> list[Any]:

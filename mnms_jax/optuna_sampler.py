@@ -158,7 +158,9 @@ def _make_grid(distribution: Any, most: int) -> _Grid:
         return _Grid(distribution, np.arange(len(distribution.choices), dtype=float))
     low, high, step = distribution.low, distribution.high, distribution.step
     if step and (high - low) / step < most and not distribution.log:
-        return _Grid(distribution, low + step * np.arange(round((high - low) / step) + 1))
+        # Sums of steps may be above the highest value by rounding, which Optuna wouldn't take.
+        values = low + step * np.arange(round((high - low) / step) + 1)
+        return _Grid(distribution, np.minimum(values, high))
     values = (np.geomspace if distribution.log else np.linspace)(low, high, most)
     if step:
         values = low + step * np.round((values - low) / step)

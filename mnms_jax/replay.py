@@ -70,20 +70,24 @@ def add(replay: ReplayBank, batch: Batch) -> ReplayBank:
     )
 
 
-def worst_rewards(replay: ReplayBank) -> Array:
-    """Returns what failed trials count as, [T]: a deviation below their task's lowest reward.
+def worst_rewards(rewards: Array, valid: Array) -> Array:
+    """Returns what failed trials count as, [...]: a deviation below their task's lowest reward.
 
     So they are worse than any other trial, on whatever scale, and not so far off that they drown
     the differences between the others.
+
+    Args:
+      rewards: [..., N], NaN where the trial failed.
+      valid: bool [..., N], the trials that count.
     """
-    known = jnp.where(replay.valid, replay.rewards, jnp.nan)
-    lowest, deviation = jnp.nanmin(known, axis=1), jnp.nanstd(known, axis=1)
+    known = jnp.where(valid, rewards, jnp.nan)
+    lowest, deviation = jnp.nanmin(known, axis=-1), jnp.nanstd(known, axis=-1)
     return jnp.nan_to_num(lowest) - jnp.maximum(jnp.nan_to_num(deviation), 1e-3)
 
 
 def fill_failures(replay: ReplayBank) -> ReplayBank:
     """Returns the bank with `worst_rewards` in place of NaN."""
-    worst = worst_rewards(replay)[:, None]
+    worst = worst_rewards(replay.rewards, replay.valid)[:, None]
     return replay._replace(rewards=jnp.where(jnp.isnan(replay.rewards), worst, replay.rewards))
 
 

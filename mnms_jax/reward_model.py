@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from mnms_jax.gaussian_process import BLOCK, LEVEL, condition, solve
-from mnms_jax.replay import ReplayBank
+from mnms_jax.replay import ReplayBank, worst_rewards
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, PRNGKey
 
@@ -324,10 +324,9 @@ def _whole_blocks(trials: Trials) -> Trials:
 
 
 def _fill(trials: Trials) -> tuple[Array, Array, Array]:
-    """Returns rewards with the lowest in place of failures, their centre and their scale."""
-    known = jnp.where(are_real(trials), trials.rewards, jnp.nan)
-    filled = jnp.where(jnp.isnan(trials.rewards), jnp.nanmin(known), trials.rewards)
-    filled = jnp.nan_to_num(filled)
+    """Returns rewards with `worst_rewards` in place of failures, their centre and their scale."""
+    worst = worst_rewards(trials.rewards, are_real(trials))
+    filled = jnp.where(jnp.isnan(trials.rewards), worst, trials.rewards)
     centre, scale = _centre_and_scale(filled, are_real(trials))
     return filled, centre, scale
 

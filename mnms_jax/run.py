@@ -242,6 +242,7 @@ def _restore(
     step = int(kept.step)
     if len(journal.told) < step:
         logging.warning("the checkpoint is ahead of the log: starting from the log alone")
+        workdir.checkpoints.clear()  # or they would come back when the log is as long again
         return state, asked
     numbers = sorted({*range(step + ahead)} - {*journal.told[:step]})
     return kept, dict(zip(numbers, proposals, strict=True))

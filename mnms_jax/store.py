@@ -179,12 +179,15 @@ class Checkpoints:
                 if arrays_digest(found["state"]) != found["sha256"].tobytes():
                     raise ValueError("its arrays are damaged")
             except Exception as error:  # orbax and tensorstore have no common error
-                logging.warning(
-                    "checkpoint %d can't be read, going on from the one before: %s", step, error
-                )
+                logging.warning("checkpoint %d is unreadable, trying one before: %s", step, error)
             else:
                 return jax.tree.map(_from_host, like, found["state"])
         return None
+
+    def clear(self) -> None:
+        """Removes all checkpoints; the first process alone does."""
+        for step in self._manager.all_steps() if jax.process_index() == 0 else ():
+            self._manager.delete(step)
 
     def close(self) -> None:
         """Waits until all is written.
@@ -349,9 +352,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise UserError(
-            f"{path} is no JSON file of a search; restore it, or take another --workdir"
-        )
+        raise UserError(f"{path} is no JSON file of a search; restore it or take another --workdir")
     return content
 
 

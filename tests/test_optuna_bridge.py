@@ -99,6 +99,7 @@ def test_others_studies_count_as_far_as_they_fit(storage, caplog):
     with caplog.at_level("INFO", "absl"):
         found = load_studies(storage, SPACE, {"first": "a", "b:yes": "True"}, "accuracy")
     assert found.task_names == ("optuna:mine",) and found.reward == "accuracy"
+    assert found.skip_connection is None  # a study has no policy: both kinds can start from it
     assert found.trials.size.tolist() == [3]
     designs = [SPACE.decode(actions) for actions in np.asarray(found.trials.actions[0])]
     assert designs == [{"a": 1}, {"a": 2, "b": True}, {"a": 3, "b": True}]

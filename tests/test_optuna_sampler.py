@@ -36,9 +36,10 @@ def objective(trial):
         (IntDistribution(1, 1000, log=True), [1, 10, 100, 1000]),
         (FloatDistribution(0, 3), [0, 1, 2, 3]),
         (FloatDistribution(0, 1, step=0.5), [0, 0.5, 1]),
+        (FloatDistribution(0, 0.3, step=0.1), [0, 0.1, 0.2, 0.3]),  # 3 * 0.1 is above 0.3
         (FloatDistribution(1e-3, 1, log=True), [1e-3, 1e-2, 1e-1, 1]),
     ],
-    ids=["categories", "ints", "stepped", "log ints", "floats", "few floats", "log floats"],
+    ids=["categories", "ints", "stepped", "log ints", "floats", "few", "tenths", "log floats"],
 )
 def test_grids(distribution, values):
     grid = _make_grid(distribution, 4)

@@ -221,11 +221,17 @@ def test_failed_trials_count_as_the_worst():
     failed = make_ranker(SPACE).rank(
         Knowledge(), trials_of(rows, rewards=rewards.at[3].set(jnp.nan)), DESIGNS
     )
+    others = rewards[jnp.array([0, 1, 2, 4])]
+    below = others.min() - others.std()
     worst = make_ranker(SPACE).rank(
-        Knowledge(), trials_of(rows, rewards=rewards.at[3].set(rewards.min())), DESIGNS
+        Knowledge(), trials_of(rows, rewards=rewards.at[3].set(below)), DESIGNS
     )
     assert np.isfinite(failed.scores).all()
     np.testing.assert_allclose(failed.scores, worst.scores, rtol=1e-5)
+    # So they tell where not to look, also beside rewards that are all the same.
+    alike = trials_of([0, 1, 54, 55], rewards=[0.8, 0.8, jnp.nan, jnp.nan])
+    expected = make_ranker(SPACE).rank(Knowledge(), alike, DESIGNS).expected
+    assert float(expected[2]) > float(expected[56]) + 2e-4
     none = make_ranker(SPACE).rank(
         Knowledge(), trials_of([3, 4], rewards=[jnp.nan, jnp.nan]), DESIGNS
     )

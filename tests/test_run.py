@@ -117,6 +117,10 @@ def test_a_log_behind_its_checkpoint_is_made_whole(tmp_path, family, trainer, wh
     search_in(tmp_path, family, trainer)
     text = (tmp_path / "trials.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "trials.jsonl").write_text("".join(text[:kept]))
+    # The checkpoints of what the log has lost don't come back when it is as long again.
+    search_in(tmp_path, family, trainer, num_trials=4)
+    steps = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert steps == {1}
     search_in(tmp_path, family, trainer)
     assert lines(tmp_path) == lines(whole[0])
 

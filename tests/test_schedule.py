@@ -63,12 +63,27 @@ def test_it_is_described(finished):
     ]
 
 
+def test_what_each_phase_says_for_itself_is_no_flag(data_dir, tmp_path):
+    done = run(*search(data_dir, tmp_path / "w"), "--num_trials=40")
+    assert done.returncode == 1
+    assert "error: --num_trials is each phase's own: write it into --phases" in done.stderr
+
+
 def test_what_is_done_stays_and_what_comes_may_change(finished, data_dir):
     before = trials(finished)
     done = run(*search(data_dir, finished, (*PHASES, "sst2:1")))
     assert done.returncode == 0, done.stderr
     assert "phase_3 of 4: imdb:2:frozen (done)" in done.stderr
     assert trials(finished)[: len(before)] == before and len(trials(finished)) == len(before) + 1
+    # What was to come, and isn't done, may be left out again.
+    described = json.loads((finished / "config.json").read_text())
+    described["phase_5"] = described["phase_4"]
+    (finished / "config.json").write_text(json.dumps(described))
+    done = run(*search(data_dir, finished, (*PHASES, "sst2:1")))
+    assert done.returncode == 0, done.stderr
+    assert "phase_5" not in json.loads((finished / "config.json").read_text())
+    done = run(*search(data_dir, finished, PHASES))
+    assert done.returncode == 1 and "belongs to another search (phase_4" in done.stderr
     done = run(*search(data_dir, finished, ("sst2:4", *PHASES[1:])))
     assert done.returncode == 1 and "belongs to another search (phase_1" in done.stderr
 

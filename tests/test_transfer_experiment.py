@@ -116,6 +116,7 @@ def test_killed_and_started_again_it_ends_with_the_same_trials(
         (("--from=x", "--suggested=-1"), "--suggested=-1: must be at least 0"),
         (("--leave_one_out", "--noguard"), "with --leave_one_out: name --methods instead"),
         (("--leave_one_out", "--live_report"), "experiments.report draws what is there"),
+        (("--leave_one_out", "--early_stopping=0.5"), "no --early_stopping; leave them out"),
         (("--leave_one_out", "--tasks=imdb"), "leaving one task out takes at least two tasks"),
         (("--leave_one_out", "--tasks=imdb,sst2", "--methods=tranfer"), "did you mean 'transfer'"),
     ],
