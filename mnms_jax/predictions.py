@@ -138,12 +138,14 @@ def _read_images(path: pathlib.Path) -> np.ndarray:
     if path.suffix != ".npy":
         return read_idx(path, 3)[..., None]
     try:
-        images = np.load(path, mmap_mode="r")
+        images = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise unusable(path, f"it cannot be read: {error}") from error
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         fault = f"it has {images.dtype} of shape {list(images.shape)}"
         raise unusable(path, f"{fault}; images are uint8 [N, H, W] or [N, H, W, C]")
+    if 0 in images.shape[1:]:
+        raise unusable(path, f"its images are empty: it has shape {list(images.shape)}")
     return images if images.ndim == 4 else images[..., None]
 
 

@@ -31,12 +31,16 @@ def export_stablehlo(path: pathlib.Path, child: Child) -> None:
 
     Raises:
       UserError: flatbuffers, by which programs are written, isn't installed, or what is read back
-        gives other probabilities than the child; or the path is a file's, or can't be written.
+        gives other probabilities than the child; or the path is a file's, or a folder's with other
+        files than an exported child's, or can't be written.
     """
     from jax import export  # late, as few need it
 
+    path = path.resolve()  # ".." could not be replaced
     if path.is_file():
         raise UserError(f"{path} is a file; name a folder for the program")
+    if path.is_dir() and any(path.iterdir()) and not (path / _PROGRAM).exists():
+        raise UserError(f"{path} has other files, which a program would replace; name a new folder")
     batch = _example(child)
     (number,) = export.symbolic_shape("n")
     shapes = {

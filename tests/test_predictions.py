@@ -192,9 +192,14 @@ def test_images_are_read_from_idx_and_npy(tmp_path):
     np.save(tmp_path / "images.npy", images.astype(float))
     with pytest.raises(UserError, match=r"float64 of shape \[3, 4, 5\]; images are uint8"):
         predictions._read_images(tmp_path / "images.npy")
-    (tmp_path / "images.npy").write_bytes(b"")
-    with pytest.raises(UserError, match="cannot be read"):
+    np.save(tmp_path / "images.npy", images[:, :0])
+    with pytest.raises(UserError, match=r"its images are empty: it has shape \[3, 0, 5\]"):
         predictions._read_images(tmp_path / "images.npy")
+    np.savez(tmp_path / "images.npz", images)
+    for content in (b"", b"PK\x03\x04 and no more", (tmp_path / "images.npz").read_bytes()):
+        (tmp_path / "images.npy").write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read"):
+            predictions._read_images(tmp_path / "images.npy")
 
 
 def test_bad_texts_and_outputs_are_told(searched, tmp_path):
@@ -280,6 +285,10 @@ def test_where_a_program_can_not_be_written_is_said(searched, tmp_path):
         export_stablehlo(file, child)
     with pytest.raises(UserError, match=rf"^--output {file}/out can't be written: Not a directory"):
         export_stablehlo(file / "out", child)
+    # Nothing of the user's is replaced.
+    with pytest.raises(UserError, match=f"{tmp_path} has other files"):
+        export_stablehlo(tmp_path / "new" / "..", child)
+    assert file.exists()
 
 
 def test_a_program_that_gives_something_else_is_not_kept(records, tmp_path, monkeypatch):

@@ -242,8 +242,7 @@ def _feature(columns: Columns, name: str, rows: Sequence[int], is_number: bool) 
         fault = f"not all of its {name!r} are numbers, as in train: {error}"
         raise unusable(columns.path, fault) from error
     for i, text in zip(rows, found.tolist(), strict=True):
-        if not is_number:
-            _check_characters(columns.path, columns.rows[i], name + text)
+        _check_characters(columns.path, columns.rows[i], name if is_number else name + text)
     return found
 
 

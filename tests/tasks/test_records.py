@@ -247,6 +247,10 @@ def test_half_a_character_is_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
     with pytest.raises(UserError, match="row 61 has half a character"):
         load_tasks([f"mine={tmp_path / 'a.jsonl'}"])
+    rows = [json.dumps({"\ud800": i / 7, "label": i % 2}) for i in range(60)]  # a name
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    with pytest.raises(UserError, match="row 1 has half a character"):
+        load_tasks([f"mine={tmp_path / 'a.jsonl'}"])
 
 
 def test_a_text_under_another_name_is_asked_for(tmp_path):
