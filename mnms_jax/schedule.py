@@ -88,8 +88,9 @@ def run_schedule(config: TransferConfig, phases: Sequence[Phase]) -> list[dict]:
     to_come = [name for name, summary in zip(names, summaries, strict=True) if not summary]
     description = {name: phase._asdict() for name, phase in zip(names, phases, strict=True)}
     first = jax.process_index() == 0
-    if first:  # phases to come that there were and aren't any more
-        dropped = {*(read_json(path / "config.json"))} - {*names}
+    if first:  # phases that were to come, and aren't any more
+        described = [name for name in read_json(path / "config.json") if name.startswith("phase_")]
+        dropped = [name for name in described if name not in names]
         to_come += [name for name in dropped if not read_json(path / name / "summary.json")]
     with claim_folder(path, description, to_come) if first else contextlib.nullcontext():
         before = None

@@ -141,3 +141,10 @@ def test_mistakes_are_told_before_the_first_phase(phases, changes, message, tmp_
     with pytest.raises(UserError, match=message):
         run_schedule(config, [parse_phase(text) for text in phases])
     assert not (tmp_path / "w").exists()
+
+
+def test_a_folder_of_another_search_is_refused_and_kept(tmp_path):
+    (tmp_path / "config.json").write_text('{"tasks": ["sst2"]}')
+    with pytest.raises(UserError, match="belongs to another search"):
+        run_schedule(mnms_jax.TransferConfig(workdir=str(tmp_path)), [parse_phase("sst2:1")])
+    assert (tmp_path / "config.json").read_text() == '{"tasks": ["sst2"]}'
