@@ -2,6 +2,9 @@
 
 import json
 import pathlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -11,7 +14,6 @@ import orbax.checkpoint as ocp
 from mnms_jax.store import (
     arrays_digest,
     patient,
-    replaced_folder,
     this_process,
     write_json,
     writing,
@@ -48,6 +50,17 @@ def load_artifact(path: pathlib.Path, kind: str) -> tuple[dict[str, Any], Any]:
     except Exception as error:  # orbax and tensorstore have no common error
         raise UserError(f"{path} holds no {kind} that can be read: {error!r}") from error
     return description, arrays
+
+
+@contextmanager
+def replaced_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a new folder to fill, and puts it in place of `path` once it is whole."""
+    new = path.with_name(f".{path.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    yield new
+    shutil.rmtree(path, ignore_errors=True)
+    new.rename(path)
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:

@@ -87,6 +87,16 @@ class Comparison(NamedTuple):
     times: tuple[TimeToThreshold, ...]
 
 
+def check_each_once(what: str, values: Sequence[Any]) -> None:
+    """Checks what is to be compared.
+
+    Raises:
+      UserError: there is nothing, or something twice.
+    """
+    if not values or len(set(values)) < len(values):
+        raise UserError(f"{what} {', '.join(map(str, values))}: name at least one, each once")
+
+
 def compare(
     trials: Trials, contenders: Sequence[str], *, threshold_trials: int = 200
 ) -> Comparison:

@@ -28,6 +28,7 @@ from mnms_jax.comparison import (
     Result,
     TimeToThreshold,
     Trials,
+    check_each_once,
     compare,
     write_csv,
 )
@@ -280,8 +281,7 @@ def _check(setup: LeaveOneOutSetup, contenders: Sequence[str]) -> None:
     """
     names = [method.name for method in setup.methods]
     for what, values in (("methods", names), ("tasks", setup.task_names), ("seeds", setup.seeds)):
-        if not values or len(set(values)) < len(values):
-            raise UserError(f"{what} {', '.join(map(str, values))}: name at least one, each once")
+        check_each_once(what, values)
     for what, value in (("trials", setup.num_trials), ("trials a round", setup.trials_per_round)):
         if value < 1:
             raise UserError(f"{value} {what}: must be at least 1")

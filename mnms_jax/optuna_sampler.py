@@ -158,10 +158,10 @@ def _make_grid(distribution: Any, most: int) -> _Grid:
         return _Grid(distribution, np.arange(len(distribution.choices), dtype=float))
     low, high, step = distribution.low, distribution.high, distribution.step
     if step and (high - low) / step < most and not distribution.log:
-        # Sums of steps may be above the highest value by rounding, which Optuna wouldn't take.
         values = low + step * np.arange(round((high - low) / step) + 1)
-        return _Grid(distribution, np.minimum(values, high))
-    values = (np.geomspace if distribution.log else np.linspace)(low, high, most)
-    if step:
-        values = low + step * np.round((values - low) / step)
+    else:
+        values = (np.geomspace if distribution.log else np.linspace)(low, high, most)
+        if step:
+            values = low + step * np.round((values - low) / step)
+    # Rounding may put the last one above the highest, which Optuna wouldn't take.
     return _Grid(distribution, np.unique(np.clip(values, low, high)))

@@ -204,14 +204,8 @@ def make_ranker(
         chex.assert_rank([trials.actions, trials.rewards, candidates], [2, 1, 2])
         trials = _whole_blocks(trials)
         filled, centre, scale = _fill(trials)
-        usual = _usual_scale(known)
-        scale = jnp.where(jnp.isnan(usual), scale, usual)
-        factors, tolerance = jnp.array(_SCALES), _SCALE_DEVIATION
-        if known.sources is not None:
-            factors, tolerance = jnp.array(_SOURCE_SCALES), _SOURCE_SCALE_DEVIATION
-        scales = scale * factors
+        scales, prior = _possible_scales(known, scale)
         y = jnp.clip((filled - centre)[None] / scales[:, None], -_MOST, _MOST)  # [S, N]
-        prior = jax.nn.log_softmax(-0.5 * (jnp.log(factors) / tolerance) ** 2)
         # Likelihoods are of rewards, not of scaled ones; and only of those that were made.
         counts = jnp.sum(trials.valid), jnp.sum(are_real(trials))
         prior -= counts[1] * jnp.log(scales)
@@ -224,9 +218,7 @@ def make_ranker(
             expected, deviation = (weights * scales) @ cold.mean, weights @ scales * cold.deviation
             scores = expected + beta_alone * deviation
             return Ranking(scores, None, centre + expected, jnp.float32(0))
-        of_trials = trials.features
-        if of_trials is None:
-            of_trials = describe(known, trials.actions)
+        of_trials = describe(known, trials.actions) if trials.features is None else trials.features
         of_candidates = describe(known, candidates) if features is None else features
         head_mean, head_covariance = _head(known)
         both = jnp.concatenate([of_trials, of_candidates])
@@ -257,13 +249,19 @@ def make_ranker(
     return Ranker(describe, rank)
 
 
-def _usual_scale(known: Knowledge) -> Array:
-    """Returns the usual scale of rewards on the other tasks, []; NaN: unknown."""
+def _possible_scales(known: Knowledge, own: Array) -> tuple[Array, Array]:
+    """Returns S scales that a task's rewards may have, and the logarithms of their probabilities.
+
+    They are around the usual one on the other tasks, or, where that isn't known, the task's own [].
+    """
+    factors, tolerance, usual = jnp.array(_SCALES), _SCALE_DEVIATION, jnp.float32(jnp.nan)
     if known.sources is not None:
-        return known.sources.scale
-    if known.others is not None:
-        return jnp.exp(jnp.nanmean(jnp.log(known.others.scale)))
-    return jnp.float32(jnp.nan)
+        factors, tolerance = jnp.array(_SOURCE_SCALES), _SOURCE_SCALE_DEVIATION
+        usual = known.sources.scale
+    elif known.others is not None:
+        usual = jnp.exp(jnp.nanmean(jnp.log(known.others.scale)))
+    prior = jax.nn.log_softmax(-0.5 * (jnp.log(factors) / tolerance) ** 2)
+    return jnp.where(jnp.isnan(usual), own, usual) * factors, prior
 
 
 def _describe(space: SearchSpace, known: Knowledge, designs: Array) -> Array:

@@ -128,12 +128,9 @@ def make_search(
         params, opt_state, metrics = learner.update(
             _round_key(state, _TELL), state.params, state.opt_state, baseline, replay, batch
         )
+        step = state.step + 1
         state = state._replace(
-            params=params,
-            opt_state=opt_state,
-            baseline=baseline,
-            replay=replay,
-            step=state.step + 1,
+            params=params, opt_state=opt_state, baseline=baseline, replay=replay, step=step
         )
         if ranker is not None and state.knowledge is not None:
             metrics = {**metrics, **_beliefs(space, ranker, state, num_tasks)}

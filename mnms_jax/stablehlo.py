@@ -7,14 +7,16 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
+from mnms_jax.artifact import replaced_folder
 from mnms_jax.children.text import TextBatch
 from mnms_jax.export import Child, ImageChild, TextChild, probabilities
-from mnms_jax.store import replaced_folder, writable, write_json
+from mnms_jax.store import writable, write_json
 from mnms_jax.training.program import EVALUATION_BATCH_SIZE, predict
 from mnms_jax.types import Array, UserError
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
-_PROGRAM = "child.stablehlo"
+_PROGRAM, _CHILD, _ENCODER = "child.stablehlo", "child.json", "encoder.npz"
+_FILES = {_PROGRAM, _CHILD, _ENCODER}
 _ERROR = 1e-5  # of a probability that is read back: compilers round otherwise
 
 _Program: TypeAlias = Callable[[dict[str, Array]], Array]
@@ -39,7 +41,10 @@ def export_stablehlo(path: pathlib.Path, child: Child) -> None:
     path = path.resolve()  # ".." could not be replaced
     if path.is_file():
         raise UserError(f"{path} is a file; name a folder for the program")
-    if path.is_dir() and any(path.iterdir()) and not (path / _PROGRAM).exists():
+    if path.is_dir() and {file.name for file in path.iterdir()} not in (
+        set(),
+        {_PROGRAM, _CHILD, _ENCODER},
+    ):
         raise UserError(f"{path} has other files, which a program would replace; name a new folder")
     batch = _example(child)
     (number,) = export.symbolic_shape("n")
@@ -57,8 +62,8 @@ def export_stablehlo(path: pathlib.Path, child: Child) -> None:
     description, encoder = _describe(child, shapes)
     with writable("--output", path), replaced_folder(path) as new:
         (new / _PROGRAM).write_bytes(content)
-        write_json(new / "child.json", description)
-        np.savez(new / "encoder.npz", **encoder)
+        write_json(new / _CHILD, description)
+        np.savez(new / _ENCODER, **encoder)
         written = bytearray((new / _PROGRAM).read_bytes())
         _check(child, batch, export.deserialize(written).call)
 

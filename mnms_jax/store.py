@@ -6,7 +6,6 @@ import json
 import math
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -179,14 +178,18 @@ class Checkpoints:
                 if arrays_digest(found["state"]) != found["sha256"].tobytes():
                     raise ValueError("its arrays are damaged")
             except Exception as error:  # orbax and tensorstore have no common error
-                logging.warning("checkpoint %d is unreadable, trying one before: %s", step, error)
+                logging.warning(
+                    "checkpoint %d can't be read, going on from the one before: %s", step, error
+                )
             else:
                 return jax.tree.map(_from_host, like, found["state"])
         return None
 
     def clear(self) -> None:
         """Removes all checkpoints; the first process alone does."""
-        for step in self._manager.all_steps() if jax.process_index() == 0 else ():
+        if jax.process_index() > 0:
+            return
+        for step in self._manager.all_steps():
             self._manager.delete(step)
 
     def close(self) -> None:
@@ -310,17 +313,6 @@ def writable(flag: str, path: pathlib.Path) -> Iterator[None]:
         raise UserError(f"{flag} {path} can't be written: {error.strerror}") from error
 
 
-@contextmanager
-def replaced_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a new folder to fill, and puts it in place of `path` once it is whole."""
-    new = path.with_name(f".{path.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    yield new
-    shutil.rmtree(path, ignore_errors=True)
-    new.rename(path)
-
-
 def write_json(path: pathlib.Path, data: Any) -> None:
     """Writes a JSON file whole or not at all."""
     write_whole(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
@@ -352,7 +344,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no JSON file of a search; restore it or take another --workdir")
+        raise UserError(
+            f"{path} is no JSON file of a search; restore it, or take another --workdir"
+        )
     return content
 
 

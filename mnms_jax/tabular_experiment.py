@@ -13,7 +13,7 @@ import rich.markup
 import rich.table
 from absl import logging
 
-from mnms_jax.comparison import ALL_TASKS, mean_interval, trial_counts, write_csv
+from mnms_jax.comparison import ALL_TASKS, check_each_once, mean_interval, trial_counts, write_csv
 from mnms_jax.simulate import play_seeds, regret
 from mnms_jax.space import nearest
 from mnms_jax.store import writable
@@ -108,17 +108,16 @@ def _check(
     sources: Sequence[str],
     methods: Sequence[str],
 ) -> None:
-    names = benchmark.task_names
-    for name in (*targets, *sources):
+    names, chosen = benchmark.task_names, (*targets, *sources)
+    failed = np.isnan(benchmark.means).all(axis=1)
+    for name in chosen:
         if name not in names:
             raise UserError(f"task {name!r} isn't in the table{nearest(name, names)}")
-        if np.isnan(benchmark.means[names.index(name)]).all():
+        if failed[names.index(name)]:
             raise UserError(f"task {name!r} has no reward in the table: every trial failed")
-    if len({*targets, *sources}) < len(targets) + len(sources):
-        chosen = ", ".join((*targets, *sources))
-        raise UserError(f"tasks {chosen}: name each once, as a task or as a source")
-    if not methods or len(set(methods)) < len(methods):
-        raise UserError(f"methods {', '.join(methods)}: name at least one, each once")
+    if len(set(chosen)) < len(chosen):
+        raise UserError(f"tasks {', '.join(chosen)}: name each once, as a task or as a source")
+    check_each_once("methods", methods)
 
 
 def _rows(

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -183,15 +182,16 @@ def test_missing_data_is_said_within_five_seconds(tmp_path):
         "http_proxy": "http://127.0.0.1:9",
     }
     environment |= {"HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
-    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = run(*search(tmp_path / "w", tmp_path / "nothing"), env=environment)
-    seconds, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    # On a busy machine its few CPU seconds take longer; retries and time-outs would take minutes.
-    computing = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    for _ in range(3):  # a busy machine may be slower for a while
+        start = time.monotonic()
+        done = run(*search(tmp_path / "w", tmp_path / "nothing"), env=environment)
+        seconds = time.monotonic() - start
+        if seconds < 5:
+            break
     assert done.returncode == 1 and "Traceback" not in done.stderr
     for word in ("glue/sst2", str(tmp_path / "nothing"), "--data_dir", "vader_movie", "trec6"):
         assert word in done.stderr
-    assert computing < 5 and seconds < 30
+    assert seconds < 5
     assert not (tmp_path / "w").exists()
 
 

@@ -288,7 +288,11 @@ def test_where_a_program_can_not_be_written_is_said(searched, tmp_path):
     # Nothing of the user's is replaced.
     with pytest.raises(UserError, match=f"{tmp_path} has other files"):
         export_stablehlo(tmp_path / "new" / "..", child)
-    assert file.exists()
+    export_stablehlo(tmp_path / "out", child)
+    (tmp_path / "out" / "mine.txt").touch()
+    with pytest.raises(UserError, match="has other files"):
+        export_stablehlo(tmp_path / "out", child)
+    assert file.exists() and (tmp_path / "out" / "mine.txt").exists()
 
 
 def test_a_program_that_gives_something_else_is_not_kept(records, tmp_path, monkeypatch):

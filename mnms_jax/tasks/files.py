@@ -241,8 +241,11 @@ def _feature(columns: Columns, name: str, rows: Sequence[int], is_number: bool) 
     except ValueError as error:
         fault = f"not all of its {name!r} are numbers, as in train: {error}"
         raise unusable(columns.path, fault) from error
-    for i, text in zip(rows, found.tolist(), strict=True):
-        _check_characters(columns.path, columns.rows[i], name if is_number else name + text)
+    for i in rows[:1]:
+        _check_characters(columns.path, columns.rows[i], name)
+    if not is_number:
+        for i, text in zip(rows, found.tolist(), strict=True):
+            _check_characters(columns.path, columns.rows[i], text)
     return found
 
 
