@@ -34,7 +34,7 @@ import rich.table
 from absl import flags
 
 import mnms_jax as mnms
-from mnms_jax.reward_model import Ranker
+from mnms_jax.ranker import Ranker
 
 _TRIALS = flags.DEFINE_list("trials", ["100", "1000", "10000"], "Numbers of trials to measure at.")
 _SECONDS = flags.DEFINE_float("optuna_seconds", 300.0, "Most seconds for each storage of Optuna.")

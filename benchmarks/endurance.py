@@ -21,7 +21,7 @@ import rich.table
 from absl import flags
 
 import mnms_jax as mnms
-from mnms_jax.reward_model import make_ranker
+from mnms_jax.ranker import make_ranker
 from mnms_jax.run import Budget, RoundSetup, run_rounds
 from mnms_jax.store import open_workdir
 from mnms_jax.tasks.record_inputs import RecordInputs

@@ -27,8 +27,9 @@ from .losses import entropy_loss, imitation_loss, ppo_loss, reinforce_loss, urex
 from .methods import Method, make_methods
 from .optuna_bridge import add_to_optuna
 from .predictions import find_child, predict_file
+from .ranker import make_ranker
 from .retrain import retrain_best
-from .reward_model import RewardModel, fit_reward_model, make_ranker
+from .reward_model import RewardModel, fit_reward_model
 from .run import make_requests
 from .saved_controller import SavedController, load_controller
 from .schedule import Phase, parse_phase, run_schedule

@@ -1,14 +1,14 @@
 """The designs among which a search's ranker chooses."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mnms_jax.controller import are_active, make_random_policy
+from mnms_jax.ranker import Ranker, Trials
 from mnms_jax.replay import Suggestions
-from mnms_jax.reward_model import Ranking, Trials, are_real, with_room
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, Policy, PRNGKey
 
@@ -79,34 +79,30 @@ def make_candidates(
     return designs, jnp.arange(len(designs)) >= len(brought)
 
 
-def add_pending(
-    rank: Callable[[Trials, Array, Array | None], Ranking], trials: Trials, pending: Trials
-) -> Trials:
-    """Returns a task's trials with P that aren't done, as if they had earned what is expected.
+def assume_pending(ranker: Ranker, beliefs: Any, first: int, valid: Array) -> Any:
+    """Returns beliefs as if all that is pending had earned what is expected of it.
 
     Args:
-      rank: see `choose`.
-      trials: what was tried, with the features of its designs.
-      pending: P designs with features, of which those count that are valid; these come first.
+      ranker: whose beliefs these are.
+      beliefs: of designs of which P in a row are pending.
+      first: index of the first of them.
+      valid: bool [P], which of them count.
     """
-    expected = rank(trials, pending.actions, pending.features).expected
-    made = jnp.zeros_like(pending.valid)
-    more = pending._replace(rewards=expected, real=made)
-    start = jnp.sum(trials.valid)
-    room = with_room(trials._replace(real=trials.valid), len(made))
 
-    def put(x: Array, rows: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(x, rows, start, 0)
+    def step(beliefs: Any, row: tuple[Array, Array]) -> tuple[Any, None]:
+        index, counts = row
+        assumed = ranker.assume(beliefs, index)
+        return jax.tree.map(functools.partial(jnp.where, counts), assumed, beliefs), None
 
-    return jax.tree.map(put, room, more)
+    return jax.lax.scan(step, beliefs, (first + jnp.arange(len(valid)), valid))[0]
 
 
 def choose(
-    rank: Callable[[Trials, Array, Array], Ranking],
+    ranker: Ranker,
+    beliefs: Any,
     designs: Array,
     is_own: Array,
-    features: Array,
-    trials: Trials,
+    is_tried: Array,
     num_made: Array,
     number: int,
     suggestions: Suggestions,
@@ -125,12 +121,12 @@ def choose(
     are chosen among.
 
     Args:
-      rank: ranks designs with these features for a task with such trials.
+      ranker: ranks designs.
+      beliefs: the ranker's, of these designs; what it believes of more behind them is left out.
       designs: int32 [M, D], to choose from.
       is_own: bool [M], those that are there whatever was good elsewhere.
-      features: [M, F], of the designs, see `Ranker`.
-      trials: what was tried, and what is pending, with the features of its designs.
-      num_made: int32 [], trials of the task so far, also those that `trials` has no room for.
+      is_tried: bool [M], those that were tried or are pending.
+      num_made: int32 [], trials of the task so far.
       number: to choose.
       suggestions: the first designs.
       num_suggested: among the task's first so many trials every other one is the next suggestion,
@@ -139,30 +135,27 @@ def choose(
     places = jnp.arange(len(designs))
     is_suggestion = places < suggestions.number
     is_filler = (places < len(suggestions.designs)) & ~is_suggestion
-    trials = with_room(trials._replace(real=are_real(trials)), number)
 
-    def choose_next(trials: Trials, turn: Array) -> tuple[Trials, Array]:
-        ranking = rank(trials, designs, features)
-        tried = jnp.all(designs[:, None] == trials.actions[None], -1) & trials.valid[None]
-        is_new = ~(is_filler | jnp.any(tried, 1))
+    def choose_next(state: tuple[Any, Array], turn: Array) -> tuple[tuple[Any, Array], Array]:
+        beliefs, is_new = state
+        ranking = ranker.rank(beliefs)
         may_be = jnp.where(jnp.any(is_new), is_new, ~is_filler)
-        best = jnp.argmax(jnp.where(may_be, ranking.scores, -jnp.inf))
+        best = jnp.argmax(jnp.where(may_be, ranking.scores[: len(designs)], -jnp.inf))
         if ranking.alone is not None:
             may_be_alone = may_be & is_own
             is_alone = (turn >= _SHARED) & (turn % 2 == 1) & jnp.any(may_be_alone)
-            own_best = jnp.argmax(jnp.where(may_be_alone, ranking.alone, -jnp.inf))
+            alone = ranking.alone[: len(designs)]
+            own_best = jnp.argmax(jnp.where(may_be_alone, alone, -jnp.inf))
             best = jnp.where(is_alone, own_best, best)
         left = is_new & is_suggestion
         suggestion = jnp.argmax(left)  # the first; 0 if there is none
         is_turn = (turn < num_suggested) & (turn % 2 == 0) & left[suggestion]
         chosen = jnp.where(is_turn, suggestion, best)
-        there, made = jnp.array(True), jnp.array(False)
-        reward, described = ranking.expected[chosen], features[chosen]
-        expected = Trials(designs[chosen], reward, there, made, described)
-        place = jnp.sum(trials.valid)
-        return jax.tree.map(lambda x, row: x.at[place].set(row), trials, expected), designs[chosen]
+        is_new &= jnp.any(designs != designs[chosen][None], axis=1)
+        return (ranker.assume(beliefs, chosen), is_new), designs[chosen]
 
-    return jax.lax.scan(choose_next, trials, num_made + jnp.arange(number))[1]
+    start = (beliefs, ~(is_filler | is_tried))
+    return jax.lax.scan(choose_next, start, num_made + jnp.arange(number))[1]
 
 
 def mutate(key: PRNGKey, space: SearchSpace, parent: Array, stranger: Array) -> Array:

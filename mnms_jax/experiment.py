@@ -25,7 +25,7 @@ from mnms_jax.devices import exchange, from_first
 from mnms_jax.executor import Executor, connect_executor, open_executor
 from mnms_jax.learner import make_learner, make_null_learner
 from mnms_jax.optuna_bridge import PREFIX, load_studies
-from mnms_jax.reward_model import make_ranker
+from mnms_jax.ranker import make_ranker
 from mnms_jax.run import Budget, RoundSetup, run_rounds
 from mnms_jax.saved_controller import SavedController
 from mnms_jax.search import Search, SearchState, make_search

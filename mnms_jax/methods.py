@@ -14,8 +14,8 @@ from mnms_jax import replay as replay_lib
 from mnms_jax.controller import make_policy, make_random_policy
 from mnms_jax.evolution import make_evolution
 from mnms_jax.learner import make_null_learner, make_ppo_learner
+from mnms_jax.ranker import make_ranker
 from mnms_jax.replay import ReplayBank
-from mnms_jax.reward_model import make_ranker
 from mnms_jax.search import Proposal, Search, SearchState, make_search
 from mnms_jax.space import SearchSpace, nearest
 from mnms_jax.transfer import WarmStart, make_transfer_search

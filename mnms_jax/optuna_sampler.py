@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mnms_jax.controller import make_random_policy
 from mnms_jax.learner import make_null_learner
+from mnms_jax.ranker import make_ranker
 from mnms_jax.replay import ReplayBank
-from mnms_jax.reward_model import make_ranker
 from mnms_jax.search import Search, SearchState, make_search
 from mnms_jax.space import Decision, SearchSpace
 

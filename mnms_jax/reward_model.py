@@ -1,35 +1,27 @@
-"""A model of rewards, which says which of many designs is worth the next trial.
+"""What other tasks' trials let expect of a task's rewards.
 
 A network learns the source tasks' rewards from their trials, with a linear head for each task. The
 target's own head is unknown, and the sources' heads say what to expect (Perrone et al. 2018,
 "Scalable hyperparameter transfer learning"). Tasks that are searched at the same time tell each
 other what they expect, each by a Gaussian process over designs that is made anew every round
-(Rasmussen & Williams 2006, chapter 2). What neither knows of the target is such a process too.
-
-The guard against negative transfer is part of it: that other tasks tell something of the target,
-and that they tell nothing, are two hypotheses, weighed by how likely they make the target's trials.
+(Rasmussen & Williams 2006, chapter 2).
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from mnms_jax.gaussian_process import BLOCK, LEVEL, condition, solve
-from mnms_jax.replay import ReplayBank, worst_rewards
+from mnms_jax.gaussian_process import condition
+from mnms_jax.replay import ReplayBank
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, PRNGKey
 
-_MOST = 3.0  # scaled rewards are clipped to [-_MOST, _MOST]: how bad a bad design is says little
-# How large a difference between the target's rewards may be against the usual one, and the prior
-# deviation of the logarithm of that. Sources know less of it than the target's own trials do, or
-# those of tasks that are searched on in the same way.
-_SCALES, _SCALE_DEVIATION = (0.25, 0.5, 1.0, 2.0), 0.7
-_SOURCE_SCALES, _SOURCE_SCALE_DEVIATION = (*_SCALES, 4.0, 8.0), 1.5
+MOST = 3.0  # scaled rewards are clipped to [-MOST, MOST]: how bad a bad design is says little
+LEVEL = 2.0  # prior deviation of the level of a task's scaled rewards
+_NOISE = 0.3  # deviation of a trial's, of tasks that are searched at the same time
 
 
 class RewardModel(NamedTuple):
@@ -54,39 +46,6 @@ class Knowledge(NamedTuple):
 
     sources: RewardModel | None = None
     others: Expectations | None = None  # tasks that are searched at the same time
-
-
-class Trials(NamedTuple):
-    """One task's trials; a row of a replay bank."""
-
-    actions: Array  # int32 [N, D]
-    rewards: Array  # [N], NaN where the trial failed
-    valid: Array  # bool [N]: which rows hold a trial; these come first
-    real: Array | None = None  # bool [N]: which of them were made, and not only expected; None: all
-    features: Array | None = None  # [N, F], of their designs, see Ranker; None: to be found out
-
-
-class Ranking(NamedTuple):
-    """What a ranker says of M designs for one task."""
-
-    scores: Array  # [M], higher is better worth a trial
-    alone: Array | None  # [M], the same by the task's own trials alone; None: no guard, or one task
-    expected: Array  # [M], rewards
-    belief: Array  # [], probability that other tasks tell something of this one
-
-
-class Ranker(NamedTuple):
-    """How designs are ranked for a task.
-
-    Attributes:
-      describe: what is known of other tasks, designs int32 [M, D] -> all that it says of them, as
-        features [M, F]. It costs most, and is needed once for designs that are ranked again.
-      rank: what is known, the task's trials, designs, their features (None: to be found out) ->
-        their ranking.
-    """
-
-    describe: Callable[[Knowledge, Array], Array]
-    rank: Callable[..., Ranking]
 
 
 def fit_reward_model(
@@ -146,137 +105,49 @@ def fit_reward_model(
     return RewardModel(network, mean, covariance, jnp.exp(usual))
 
 
-def fit_expectations(space: SearchSpace, tasks: ReplayBank) -> Expectations:
+def fit_expectations(tasks: ReplayBank) -> Expectations:
     """Learns what tasks' trials let expect of designs; one without any reward doesn't count."""
     y, scale = _scaled(tasks)
     has_rewards = _has_rewards(tasks)
+    counts = jnp.sum(tasks.valid, axis=1)
+    most = jnp.max(counts)
 
-    def weigh(trials: Trials) -> Array:
-        covariance = _prior_covariance(_distance(space, trials.actions, trials.actions))
-        return solve(trials.rewards, covariance, jnp.sum(trials.valid))
+    def weigh(actions: Array, y: Array, count: Array) -> Array:
+        among = _prior_covariance(distance(actions, actions))
+        # The mean at a point that is like one trial alone is the weight of that trial.
+        like_one, variance = jnp.eye(len(y)), jnp.ones(len(y))
+        return condition(y[None], among, like_one, variance, count, _NOISE, most=most).mean[0]
 
-    known = jax.vmap(_whole_blocks)(Trials(tasks.actions, y, tasks.valid))
-    scale = jnp.where(has_rewards, scale, jnp.nan)
-    return Expectations(known.actions, jax.vmap(weigh)(known), scale)
+    weights = jax.vmap(weigh)(tasks.actions, y, counts)
+    return Expectations(tasks.actions, weights, jnp.where(has_rewards, scale, jnp.nan))
 
 
-def expect(space: SearchSpace, expectations: Expectations, designs: Array) -> Array:
+def expect(expectations: Expectations, designs: Array) -> Array:
     """Returns what each task lets expect of designs [M], over its scale: [M, K]; 0: nothing."""
 
     def of_task(actions: Array, weights: Array) -> Array:
-        return (_prior_covariance(_distance(space, designs, actions)) + LEVEL**2) @ weights
+        return _prior_covariance(distance(designs, actions)) @ weights
 
     expected = jax.vmap(of_task)(expectations.actions, expectations.weights)
     return jnp.where(jnp.isnan(expectations.scale)[:, None], 0.0, expected).T
 
 
-def make_ranker(
-    space: SearchSpace,
-    *,
-    belief: float = 0.5,
-    beta: float = 1.0,
-    beta_alone: float = 3.0,
-    noise: float = 0.3,
-    residual: float = 1.0,
-    decay: float = 2.0,
-) -> Ranker:
-    """Returns the ranker by upper confidence bounds (Srinivas et al. 2010).
+def describe(space: SearchSpace, known: Knowledge, designs: Array) -> Array:
+    """Returns all that is known of designs, [M, F]; with F = 0 if no other task is known.
 
-    Where nothing is known of other tasks, the task's own trials are all that counts. Numbers are in
-    units of the scale of rewards, which is .001 at least: smaller differences count as none.
-
-    Args:
-      space: the search space.
-      belief: prior probability that other tasks tell something of the target; 1: no guard.
-      beta: deviations that a design's score lies above its expected reward, as far as sources are
-        believed.
-      beta_alone: the same without sources, or as far as they aren't believed: there is more to be
-        explored.
-      noise: deviation of a trial's reward.
-      residual: deviation of what other tasks can't tell.
-      decay: how much less alike rewards are if all of a design's decisions differ, as a logarithm.
+    These are the features of the sources' network, and what other tasks expect.
     """
-    describe = functools.partial(_describe, space)
-
-    def rank(
-        known: Knowledge, trials: Trials, candidates: Array, features: Array | None = None
-    ) -> Ranking:
-        chex.assert_rank([trials.actions, trials.rewards, candidates], [2, 1, 2])
-        trials = _whole_blocks(trials)
-        filled, centre, scale = _fill(trials)
-        scales, prior = _possible_scales(known, scale)
-        y = jnp.clip((filled - centre)[None] / scales[:, None], -_MOST, _MOST)  # [S, N]
-        # Likelihoods are of rewards, not of scaled ones; and only of those that were made.
-        counts = jnp.sum(trials.valid), jnp.sum(are_real(trials))
-        prior -= counts[1] * jnp.log(scales)
-        designs = jnp.concatenate([trials.actions, candidates])
-        alike = jnp.exp(-decay * _distance(space, trials.actions, designs))  # [N, N + M]
-        cold = condition(y, alike, jnp.ones(len(candidates)), *counts, noise)
-        evidence = prior + cold.evidence
-        if known.sources is None and known.others is None:
-            weights = jax.nn.softmax(evidence)
-            expected, deviation = (weights * scales) @ cold.mean, weights @ scales * cold.deviation
-            scores = expected + beta_alone * deviation
-            return Ranking(scores, None, centre + expected, jnp.float32(0))
-        of_trials = describe(known, trials.actions) if trials.features is None else trials.features
-        of_candidates = describe(known, candidates) if features is None else features
-        head_mean, head_covariance = _head(known)
-        both = jnp.concatenate([of_trials, of_candidates])
-        spread, prior_mean = both @ head_covariance, both @ head_mean
-        warm = condition(
-            y - prior_mean[None, : len(of_trials)],
-            of_trials @ spread.T + residual**2 * alike,
-            jnp.sum(spread[len(of_trials) :] * of_candidates, -1) + residual**2,
-            *counts,
-            noise,
-        )
-        means = jnp.stack([cold.mean, prior_mean[None, len(of_trials) :] + warm.mean])
-        # Tasks that are searched at the same time know too little to do without exploring.
-        bound = beta_alone if known.sources is None else beta
-        deviations = jnp.stack([beta_alone * cold.deviation, bound * warm.deviation])
-        evidences = jnp.stack(
-            [evidence + jnp.log1p(-belief), prior + warm.evidence + jnp.log(belief)]
-        )
-        weights = jax.nn.softmax(evidences, axis=(0, 1))
-        expected = jnp.einsum("hs,s,hsm->m", weights, scales, means)
-        bonus = jnp.einsum("hs,s,hm->m", weights, scales, deviations)
-        alone = None
-        if belief < 1:
-            own_scales = jax.nn.softmax(evidence) * scales
-            alone = own_scales @ cold.mean + jnp.sum(own_scales) * deviations[0]
-        return Ranking(expected + bonus, alone, centre + expected, jnp.sum(weights[1]))
-
-    return Ranker(describe, rank)
-
-
-def _possible_scales(known: Knowledge, own: Array) -> tuple[Array, Array]:
-    """Returns S scales that a task's rewards may have, and the logarithms of their probabilities.
-
-    They are around the usual one on the other tasks, or, where that isn't known, the task's own [].
-    """
-    factors, tolerance, usual = jnp.array(_SCALES), _SCALE_DEVIATION, jnp.float32(jnp.nan)
-    if known.sources is not None:
-        factors, tolerance = jnp.array(_SOURCE_SCALES), _SOURCE_SCALE_DEVIATION
-        usual = known.sources.scale
-    elif known.others is not None:
-        usual = jnp.exp(jnp.nanmean(jnp.log(known.others.scale)))
-    prior = jax.nn.log_softmax(-0.5 * (jnp.log(factors) / tolerance) ** 2)
-    return jnp.where(jnp.isnan(usual), own, usual) * factors, prior
-
-
-def _describe(space: SearchSpace, known: Knowledge, designs: Array) -> Array:
-    """Returns features of designs, [M, F]: the sources' network, and what other tasks expect."""
     parts = [jnp.zeros((len(designs), 0))]
     if known.sources is not None:
         network = functools.partial(_features, space, known.sources.network)
         parts.append(jax.vmap(network)(designs))
     if known.others is not None:
-        parts.append(expect(space, known.others, designs))
+        parts.append(expect(known.others, designs))
     return jnp.concatenate(parts, axis=1)
 
 
-def _head(known: Knowledge) -> tuple[Array, Array]:
-    """Returns the prior of a task's head on these features, mean [F] and covariance [F, F].
+def prior_head(known: Knowledge) -> tuple[Array, Array]:
+    """Returns the prior of a task's head on known features, mean [F] and covariance [F, F].
 
     Tasks that are searched at the same time count the same, give or take as much as all of them.
     """
@@ -287,53 +158,31 @@ def _head(known: Knowledge) -> tuple[Array, Array]:
         counts = ~jnp.isnan(known.others.scale)
         share = counts / jnp.maximum(jnp.sum(counts), 1)
         parts.append((share, jnp.diag(share)))
+    if not parts:
+        return jnp.zeros(0), jnp.zeros((0, 0))
     means, covariances = zip(*parts, strict=True)
     return jnp.concatenate(means) / len(parts), jax.scipy.linalg.block_diag(*covariances)
 
 
-def _distance(space: SearchSpace, a: Array, b: Array) -> Array:
+def distance(a: Array, b: Array) -> Array:
     """Returns the share of decisions in which designs differ, [A, B]."""
-    first, second = (
-        jax.nn.one_hot(x, space.max_choices).reshape(len(x), space.action_mask.size) for x in (a, b)
-    )
-    return (space.num_decisions - first @ second.T) / space.num_decisions
+    return sum(x[:, None] != y[None] for x, y in zip(a.T, b.T, strict=True)) / a.shape[1]
 
 
 def _prior_covariance(distance: Array) -> Array:
-    """Returns the prior covariance of a task's scaled rewards by distance, but for its level.
+    """Returns the prior covariance of a task's scaled rewards by distance.
 
-    Half of the variance is of decisions by themselves, half of designs that are nearly equal.
+    But for their level, half of the variance is of decisions by themselves, half of designs that
+    are nearly equal.
     """
-    return jnp.exp(-8.0 * distance) + 1.0 - distance
-
-
-def with_room(trials: Trials, number: int) -> Trials:
-    """Returns the trials with room for so many more behind them."""
-    return jax.tree.map(lambda x: jnp.pad(x, [(0, number)] + [(0, 0)] * (x.ndim - 1)), trials)
-
-
-def are_real(trials: Trials) -> Array:
-    """Returns which trials were made, and not only expected, bool [N]."""
-    return trials.valid if trials.real is None else trials.real
-
-
-def _whole_blocks(trials: Trials) -> Trials:
-    return with_room(trials, -len(trials.valid) % BLOCK)
-
-
-def _fill(trials: Trials) -> tuple[Array, Array, Array]:
-    """Returns rewards with `worst_rewards` in place of failures, their centre and their scale."""
-    worst = worst_rewards(trials.rewards, are_real(trials))
-    filled = jnp.where(jnp.isnan(trials.rewards), worst, trials.rewards)
-    centre, scale = _centre_and_scale(filled, are_real(trials))
-    return filled, centre, scale
+    return jnp.exp(-8.0 * distance) + 1.0 - distance + LEVEL**2
 
 
 def _scaled(tasks: ReplayBank) -> tuple[Array, Array]:
     """Returns what models learn of T tasks, [T, N]: failures are the worst; and scales [T]."""
-    centre, scale = _centre_and_scale(tasks.rewards, tasks.valid)
+    centre, scale = centre_and_scale(tasks.rewards, tasks.valid)
     y = (tasks.rewards - centre[:, None]) / scale[:, None]
-    return jnp.clip(jnp.where(jnp.isnan(y), -_MOST, y), -_MOST, _MOST), scale
+    return jnp.clip(jnp.where(jnp.isnan(y), -MOST, y), -MOST, MOST), scale
 
 
 def _has_rewards(tasks: ReplayBank) -> Array:
@@ -341,7 +190,7 @@ def _has_rewards(tasks: ReplayBank) -> Array:
     return jnp.any(tasks.valid & ~jnp.isnan(tasks.rewards), axis=1)
 
 
-def _centre_and_scale(rewards: Array, valid: Array) -> tuple[Array, Array]:
+def centre_and_scale(rewards: Array, valid: Array) -> tuple[Array, Array]:
     """Returns the median of rewards [..., N], and by how much their best tenth is above it."""
     known = jnp.where(valid, rewards, jnp.nan)
     centre, high = (jnp.nan_to_num(jnp.nanquantile(known, q, axis=-1)) for q in (0.5, 0.9))

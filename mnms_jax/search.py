@@ -10,10 +10,11 @@ import numpy as np
 
 from mnms_jax import replay as replay_lib
 from mnms_jax.advantage import Baseline, init_baseline, update_baseline
-from mnms_jax.candidates import Numbers, add_pending, choose, make_candidates
+from mnms_jax.candidates import Numbers, assume_pending, choose, make_candidates
 from mnms_jax.learner import Learner, Metrics
+from mnms_jax.ranker import Ranker, Trials
 from mnms_jax.replay import Batch, ReplayBank, Suggestions
-from mnms_jax.reward_model import Expectations, Knowledge, Ranker, Trials, fit_expectations
+from mnms_jax.reward_model import Expectations, Knowledge, fit_expectations
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, Policy, PRNGKey, UserError
 
@@ -96,7 +97,7 @@ def make_search(
     evaluate = jax.vmap(policy.evaluate, in_axes=(None, 0, 0))
     if ranker is not None:
         chooser = _make_chooser(space, policy, ranker, trials_per_task, numbers, num_suggested)
-        choose_for = jax.vmap(chooser, (None, None, None, 0))
+        choose_for = jax.vmap(chooser, (None, None, None, None, 0))
 
     def init(key: PRNGKey) -> SearchState:
         init_key, key = jax.random.split(key)
@@ -115,9 +116,10 @@ def make_search(
         if ranker is None:
             output = sample(state.params, jax.random.split(key, task_ids.size), ids)
         else:
-            others = _expectations(space, state, num_tasks)
+            others = _expectations(state, num_tasks)
+            most = _most_trials(state, num_tasks)
             # [T, trials_per_task, D]
-            actions = choose_for(state, pending, others, jnp.arange(num_tasks))
+            actions = choose_for(state, pending, others, most, jnp.arange(num_tasks))
             output = evaluate(state.params, jnp.concatenate(jnp.swapaxes(actions, 0, 1)), ids)
         return Proposal(ids, output.actions, output.log_probs)
 
@@ -133,7 +135,7 @@ def make_search(
             params=params, opt_state=opt_state, baseline=baseline, replay=replay, step=step
         )
         if ranker is not None and state.knowledge is not None:
-            metrics = {**metrics, **_beliefs(space, ranker, state, num_tasks)}
+            metrics = {**metrics, **_beliefs(ranker, state, num_tasks)}
         return state, metrics
 
     checked = _check_told(jax.jit(tell), (task_ids.size, space.num_decisions))
@@ -204,11 +206,16 @@ def _of_task(tree: Any, task_id: Array | int) -> Any:
     return jax.tree.map(lambda x: x[task_id], tree)
 
 
-def _expectations(space: SearchSpace, state: SearchState, num_tasks: int) -> Expectations | None:
+def _expectations(state: SearchState, num_tasks: int) -> Expectations | None:
     """Returns what the tasks of a search let expect; None if there is one alone."""
     if num_tasks == 1:
         return None
-    return fit_expectations(space, jax.tree.map(lambda x: x[:num_tasks], state.replay))
+    return fit_expectations(jax.tree.map(lambda x: x[:num_tasks], state.replay))
+
+
+def _most_trials(state: SearchState, num_tasks: int) -> Array:
+    """Returns the most trials that the bank holds of one of a search's tasks, int32 []."""
+    return jnp.max(jnp.sum(state.replay.valid[:num_tasks], axis=1))
 
 
 def _known(state: SearchState, others: Expectations | None, task_id: Array | int) -> Knowledge:
@@ -218,12 +225,13 @@ def _known(state: SearchState, others: Expectations | None, task_id: Array | int
     return Knowledge(_of_task(state.knowledge, task_id), others)
 
 
-def _beliefs(space: SearchSpace, ranker: Ranker, state: SearchState, num_tasks: int) -> Metrics:
-    others = _expectations(space, state, num_tasks)
+def _beliefs(ranker: Ranker, state: SearchState, num_tasks: int) -> Metrics:
+    others, most = _expectations(state, num_tasks), _most_trials(state, num_tasks)
 
     def belief_of(task_id: Array) -> Array:
         trials = _trials(state.replay, task_id)
-        return ranker.rank(_known(state, others, task_id), trials, trials.actions[:1]).belief
+        known = _known(state, others, task_id)
+        return ranker.rank(ranker.believe(known, trials, trials.actions[:1], most)).belief
 
     beliefs = jax.vmap(belief_of)(jnp.arange(num_tasks))
     return {f"belief/{t}": beliefs[t] for t in range(num_tasks)}
@@ -236,11 +244,18 @@ def _make_chooser(
     number: int,
     numbers: Numbers,
     num_suggested: int,
-) -> Callable[[SearchState, ReplayBank | None, Expectations | None, Array], Array]:
-    """Returns (state, pending, others, task_id []) -> a round's designs, int32 [number, D]."""
+) -> Callable[[SearchState, ReplayBank | None, Expectations | None, Array, Array], Array]:
+    """Returns what chooses a round's designs for a task, int32 [number, D].
+
+    It takes state, pending, others, the most trials of a task [], and task_id [].
+    """
 
     def choose_for(
-        state: SearchState, pending: ReplayBank | None, others: Expectations | None, task_id: Array
+        state: SearchState,
+        pending: ReplayBank | None,
+        others: Expectations | None,
+        most: Array,
+        task_id: Array,
     ) -> Array:
         key = jax.random.fold_in(_round_key(state, _ASK), task_id)
         trials = _trials(state.replay, task_id)
@@ -250,18 +265,26 @@ def _make_chooser(
         designs, is_own = make_candidates(
             key, space, policy, state.params, task_id, trials, suggestions, numbers
         )
-        known = _known(state, others, task_id)
-        num_made = state.replay.size[task_id]
-        trials = trials._replace(features=ranker.describe(known, trials.actions))
-        features = ranker.describe(known, designs)
-        rank = functools.partial(ranker.rank, known)
-        if pending is not None:
+        believe = functools.partial(ranker.believe, _known(state, others, task_id), trials)
+        is_tried, num_made = _are_among(designs, trials), state.replay.size[task_id]
+        if pending is None:
+            beliefs = believe(designs, most, number)
+        else:
             own = _trials(pending, task_id)
-            described = ranker.describe(known, own.actions)
-            trials = add_pending(rank, trials, own._replace(features=described))
+            everything = jnp.concatenate([designs, own.actions])
+            beliefs = believe(everything, most, number + len(own.valid))
+            beliefs = assume_pending(ranker, beliefs, len(designs), own.valid)
+            is_tried |= _are_among(designs, own)
             num_made += jnp.sum(own.valid)
         return choose(
-            rank, designs, is_own, features, trials, num_made, number, suggestions, num_suggested
+            *(ranker, beliefs, designs, is_own, is_tried),
+            *(num_made, number, suggestions, num_suggested),
         )
 
     return choose_for
+
+
+def _are_among(designs: Array, trials: Trials) -> Array:
+    """Returns which designs [M, D] were tried, bool [M]."""
+    same = jnp.all(designs[:, None] == trials.actions[None], axis=-1)
+    return jnp.any(same & trials.valid[None], axis=1)

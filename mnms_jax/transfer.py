@@ -19,8 +19,9 @@ from mnms_jax import replay as replay_lib
 from mnms_jax.advantage import init_baseline, rank_advantage, update_baseline
 from mnms_jax.controller import make_policy
 from mnms_jax.learner import Learner, Metrics, imitate, make_learner
+from mnms_jax.ranker import make_ranker
 from mnms_jax.replay import ReplayBank, best_designs
-from mnms_jax.reward_model import RewardModel, fit_reward_model, make_ranker
+from mnms_jax.reward_model import RewardModel, fit_reward_model
 from mnms_jax.search import Proposal, Search, SearchState, make_search
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import (

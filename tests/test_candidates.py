@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from toy import SPACE
 
-from mnms_jax.candidates import Numbers, add_pending, choose, make_candidates, mutate
+from mnms_jax.candidates import Numbers, assume_pending, choose, make_candidates, mutate
 from mnms_jax.controller import make_policy
+from mnms_jax.ranker import Ranker, Ranking, Trials
 from mnms_jax.replay import Suggestions
-from mnms_jax.reward_model import Ranking, Trials
 from mnms_jax.space import Decision, SearchSpace
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -100,95 +100,72 @@ def suggest(designs):
     return Suggestions(designs, jnp.int32(len(designs)))
 
 
-def pick(rank, designs, trials, *rest, is_own=True, num_made=None):
-    """Chooses among designs whose features are twice their choices."""
-    known = trials._replace(features=2.0 * trials.actions)
+def pick(ranker, designs, tried, number, suggestions, num_suggested, is_own=True, num_made=None):
+    """Chooses from designs of one decision, some of which were tried."""
+    is_tried = jnp.isin(designs[:, 0], jnp.array(tried, jnp.int32))
     own = jnp.broadcast_to(is_own, len(designs))
-    made = jnp.sum(trials.valid) if num_made is None else num_made
-    return choose(rank, designs, own, 2.0 * designs, known, made, *rest)
+    made = jnp.int32(len(tried) if num_made is None else num_made)
+    beliefs = ranker.believe(None, None, designs)
+    return choose(ranker, beliefs, designs, own, is_tried, made, number, suggestions, num_suggested)
 
 
-def rank_by(scores):
+def ranker_by(scores, alone=None):
     """Returns a ranker with these scores, by design, whatever was tried."""
     table = jnp.asarray(scores)
 
-    def rank(trials, designs, features):
+    def rank(designs):
         scores = table[designs[:, 0]]
-        return Ranking(scores, None, scores, 0.0)
+        return Ranking(scores, None if alone is None else alone * scores, scores, 0.0)
 
-    return rank
+    return Ranker(lambda known, trials, designs: designs, rank, lambda designs, index: designs)
 
 
 def test_the_best_new_designs_are_chosen_once_each():
     designs = jnp.array([[0], [1], [2], [1], [3]])
-    rank = rank_by([0.1, 0.9, 0.5, 0.7])
-    tried = Trials(jnp.array([[3], [0]]), jnp.zeros(2), jnp.array([True, False]))
-    # The 3 was tried; the 0 was not; the second 1 repeats the first.
-    assert pick(rank, designs, tried, 3, suggest([]), 0).tolist() == [[1], [2], [0]]
-    assert pick(rank, designs, tried, 4, suggest([]), 0).tolist()[:3] == [[1], [2], [0]]
+    ranker = ranker_by([0.1, 0.9, 0.5, 0.7])
+    # The 3 was tried; the second 1 repeats the first.
+    assert pick(ranker, designs, [3], 3, suggest([]), 0).tolist() == [[1], [2], [0]]
+    assert pick(ranker, designs, [3], 4, suggest([]), 0).tolist()[:3] == [[1], [2], [0]]
 
 
 def test_every_other_of_the_first_trials_is_the_next_suggestion():
     designs = jnp.array([[0], [1], [2], [3], [4], [1], [5]])
-    rank = rank_by([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-    nothing = Trials(jnp.zeros((4, 1), jnp.int32), jnp.zeros(4), jnp.zeros(4, bool))
+    ranker = ranker_by([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     first = suggest(designs[:3])
-    chosen = pick(rank, designs, nothing, 6, first, 4)
+    chosen = pick(ranker, designs, [], 6, first, 4)
     assert chosen.ravel().tolist() == [0, 5, 1, 4, 3, 2]
     # Rounds of one trial go on where the last one ended; the 0 was tried by chance.
-    tried = nothing._replace(valid=jnp.array([True, True, False, False]))
-    assert pick(rank, designs, tried, 1, first, 4).tolist() == [[1]]
-    three = nothing._replace(valid=jnp.array([True, True, True, False]))
-    assert pick(rank, designs, three, 1, first, 4).tolist() == [[5]]
+    assert pick(ranker, designs, [0], 1, first, 4, num_made=2).tolist() == [[1]]
+    assert pick(ranker, designs, [0], 1, first, 4, num_made=3).tolist() == [[5]]
     # No suggestion is left.
-    assert pick(rank, designs[:2], tried, 1, suggest(designs[:1]), 4).tolist() == [[1]]
+    assert pick(ranker, designs[:2], [0], 1, suggest(designs[:1]), 4, num_made=2).tolist() == [[1]]
     # What fills up is never chosen: here the 1 and the 2, until it comes again behind.
     filled = Suggestions(designs[:3], jnp.int32(1))
-    assert pick(rank, designs, nothing, 3, filled, 4).ravel().tolist() == [0, 5, 4]
+    assert pick(ranker, designs, [], 3, filled, 4).ravel().tolist() == [0, 5, 4]
     none = Suggestions(designs[:3], jnp.int32(0))
-    assert pick(rank, designs, nothing, 3, none, 4).ravel().tolist() == [5, 4, 3]
+    assert pick(ranker, designs, [], 3, none, 4).ravel().tolist() == [5, 4, 3]
 
 
-def test_what_is_pending_counts_as_tried_with_what_is_expected_of_it():
-    designs = jnp.array([[0], [1], [2], [3], [4]])
-    rank = rank_by([0.1, 0.2, 0.3, 0.4, 0.5])
-    tried = Trials(jnp.array([[4], [0]]), jnp.array([0.7, 0.0]), jnp.array([True, False]))
-    tried = tried._replace(features=2.0 * tried.actions)
-    pending = Trials(
-        jnp.array([[0], [3], [1]]), jnp.full(3, jnp.nan), jnp.array([True, True, False])
-    )
-    trials = add_pending(rank, tried, pending._replace(features=2.0 * pending.actions))
-    assert trials.valid.tolist() == [True, True, True, False, False]
-    assert trials.real.tolist() == [True, False, False, False, False]
-    assert trials.actions[:3].ravel().tolist() == [4, 0, 3]
-    assert trials.features[:3].ravel().tolist() == [8.0, 0.0, 6.0]
-    np.testing.assert_allclose(trials.rewards[:3], [0.7, 0.1, 0.4])
-    # Neither is chosen again; and the turns of suggestions go on behind them.
-    own = jnp.ones(len(designs), bool)
-    made = jnp.int32(3)
-    chosen = choose(rank, designs, own, 2.0 * designs, trials, made, 2, suggest(designs[:2]), 4)
-    assert chosen.ravel().tolist() == [2, 1]
+def test_what_is_pending_is_assumed_if_it_counts():
+    assumed = Ranker(None, None, lambda beliefs, index: beliefs.at[index].add(1))
+    valid = jnp.array([True, False, True])
+    assert assume_pending(assumed, jnp.zeros(6), 2, valid).tolist() == [0, 0, 1, 0, 1, 0]
 
 
 def test_after_ten_trials_every_other_one_is_by_the_tasks_own_trials_alone():
     designs = jnp.arange(20)[:, None]
-
-    def rank(trials, designs, features):
-        """Sources like large numbers, the task's own trials small ones."""
-        return Ranking(1.0 * designs[:, 0], -1.0 * designs[:, 0], jnp.zeros(len(designs)), 0.0)
-
-    nothing = Trials(jnp.zeros((14, 1), jnp.int32), jnp.zeros(14), jnp.zeros(14, bool))
-    chosen = pick(rank, designs, nothing, 14, suggest([]), 0).ravel().tolist()
+    # Sources like large numbers, the task's own trials small ones.
+    ranker = ranker_by(jnp.arange(20.0), alone=-1)
+    chosen = pick(ranker, designs, [], 14, suggest([]), 0).ravel().tolist()
     assert chosen == [*range(19, 9, -1), 9, 0, 8, 1]
     # What sources brought it doesn't choose among, as long as there is anything else.
     is_own = designs[:, 0] % 10 == 2
-    chosen = pick(rank, designs, nothing, 14, suggest([]), 0, is_own=is_own).ravel().tolist()
+    chosen = pick(ranker, designs, [], 14, suggest([]), 0, is_own=is_own).ravel().tolist()
     assert chosen == [*range(19, 9, -1), 9, 2, 8, 7]
     # They go on taking turns when the bank is full, in rounds of one and three.
-    full = Trials(jnp.arange(5, 9)[:, None], jnp.zeros(4), jnp.ones(4, bool))
     for number in (1, 3):
         rounds = [
-            pick(rank, designs, full, number, suggest([]), 0, num_made=jnp.int32(made))
+            pick(ranker, designs, [5, 6, 7, 8], number, suggest([]), 0, num_made=made)
             for made in range(40, 46, number)
         ]
         assert (jnp.concatenate(rounds).ravel() < 5).tolist() == [False, True] * 3
@@ -196,27 +173,25 @@ def test_after_ten_trials_every_other_one_is_by_the_tasks_own_trials_alone():
 
 def test_when_all_were_tried_the_best_of_them_is_tried_again():
     designs = jnp.array([[4], [0], [1], [2]])
-    tried = Trials(jnp.arange(5)[:, None], jnp.zeros(5), jnp.ones(5, bool))
     filler = Suggestions(designs[:1], jnp.int32(0))
-    chosen = pick(rank_by([0.1, 0.5, 0.3, 0.4, 0.9]), designs, tried, 2, filler, 0)
+    ranker = ranker_by([0.1, 0.5, 0.3, 0.4, 0.9])
+    chosen = pick(ranker, designs, range(5), 2, filler, 0)
     assert chosen.ravel().tolist() == [1, 1]
 
 
 def test_a_design_is_ranked_as_if_those_before_it_had_earned_what_was_expected():
-    seen = []
+    designs = jnp.array([[1], [2], [3], [4]])
 
-    def rank(trials, designs, features):
+    def rank(assumed):
         """Prefers large numbers, but not next to what is there already."""
-        seen.append(trials)
-        beside = jnp.abs(designs - trials.actions[None, :, 0]) == 1
-        scores = designs[:, 0] - 10 * jnp.any(beside & trials.valid[None], 1)
-        return Ranking(scores, None, designs[:, 0] / 10, 0.0)
+        beside = jnp.abs(designs - designs[None, :, 0]) == 1
+        scores = designs[:, 0] - 10 * jnp.any(beside & assumed[None], 1)
+        return Ranking(scores, None, scores, 0.0)
 
-    nothing = Trials(jnp.zeros((1, 1), jnp.int32), jnp.zeros(1), jnp.zeros(1, bool))
-    with jax.disable_jit():
-        chosen = pick(rank, jnp.array([[1], [2], [3], [4]]), nothing, 2, suggest([]), 0)
-    assert chosen.tolist() == [[4], [2]]
-    assert [trials.valid.tolist() for trials in seen] == [[False] * 3, [True, False, False]]
-    assert seen[1].actions[0].tolist() == [4] and not seen[1].real.any()
-    np.testing.assert_allclose(seen[1].rewards[0], 0.4)
-    assert seen[1].features[0].tolist() == [8.0]  # those of its design
+    def assume(assumed, index):
+        return assumed.at[index].set(True)
+
+    ranker = Ranker(lambda known, trials, designs: jnp.zeros(4, bool), rank, assume)
+    assert pick(ranker, designs, [], 2, suggest([]), 0).tolist() == [[4], [2]]
+    # What is believed of more designs than there are to choose from is left out.
+    assert pick(ranker, designs[:2], [], 1, suggest([]), 0).tolist() == [[2]]

@@ -7,17 +7,11 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
-from mnms_jax.gaussian_process import condition
+from mnms_jax.gaussian_process import condition, observe
 from mnms_jax.lockstep import leave_out
+from mnms_jax.ranker import Trials, make_ranker
 from mnms_jax.replay import ReplayBank
-from mnms_jax.reward_model import (
-    Knowledge,
-    Trials,
-    expect,
-    fit_expectations,
-    fit_reward_model,
-    make_ranker,
-)
+from mnms_jax.reward_model import Knowledge, expect, fit_expectations, fit_reward_model
 from mnms_jax.space import Decision, SearchSpace
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -57,41 +51,67 @@ def trials_of(rows, capacity=32, rewards=None):
     )
 
 
+def rank(known, trials, designs=DESIGNS, **parts):
+    """Returns how a ranker of these parts ranks designs."""
+    ranker = make_ranker(SPACE, **parts)
+    return ranker.rank(ranker.believe(known, trials, designs))
+
+
 def test_conditioning_is_gaussian_process_regression():
     rng = np.random.default_rng(0)
-    x, others = rng.normal(size=(21, 2)), rng.normal(size=(5, 2))
-    y = rng.normal(size=(2, 21))
-    level, noise = 4.0, 0.3
+    x, points = rng.normal(size=(37, 2)), rng.normal(size=(5, 2))
+    y = rng.normal(size=(2, 37))
+    level, noise, room = 4.0, 0.3, 2
     kernel = ConstantKernel(level, "fixed") + RBF(1.0, "fixed")
-    points = np.concatenate([x, others])
-    # More rows than there are observations.
-    covariance = np.zeros((48, 53))
-    known = RBF(1.0)(x, points)
-    covariance[:21, :21], covariance[:21, 48:] = known[:, :21], known[:, 21:]
-    padded = jnp.pad(jnp.asarray(y, jnp.float32), ((0, 0), (0, 27)))
-    predict = functools.partial(
-        condition, padded, jnp.asarray(covariance, jnp.float32), jnp.ones(5), jnp.int32(21)
+    # More rows than there are observations, and no whole number of blocks; rubbish behind them.
+    among, covariance = np.full((53, 53), 7.0), np.full((53, 5), 7.0)
+    among[:37, :37], covariance[:37] = kernel(x, x), kernel(x, points)
+    found = condition(
+        jnp.pad(jnp.asarray(y, jnp.float32), ((0, 0), (0, 16))),
+        jnp.asarray(among, jnp.float32),
+        jnp.asarray(covariance, jnp.float32),
+        jnp.full(5, level + 1),
+        jnp.int32(37),
+        noise,
+        room=room,
     )
-    found = predict(jnp.int32(21), noise)
-    for s in range(2):
-        expected = GaussianProcessRegressor(kernel, alpha=noise**2, optimizer=None).fit(x, y[s])
-        mean, deviation = expected.predict(others, return_std=True)
-        np.testing.assert_allclose(found.mean[s], mean, atol=2e-4)
-        np.testing.assert_allclose(found.deviation, deviation, atol=2e-4)
-        likelihood = expected.log_marginal_likelihood_value_ + 21 / 2 * np.log(2 * np.pi)
-        assert float(found.evidence[s]) == pytest.approx(likelihood, abs=2e-3)
-        # The evidence may be of the first observations alone.
-        half = GaussianProcessRegressor(kernel, alpha=noise**2, optimizer=None)
-        half.fit(x[:11], y[s, :11])
-        likelihood = half.log_marginal_likelihood_value_ + 11 / 2 * np.log(2 * np.pi)
-        evidence = predict(jnp.int32(11), noise).evidence[s]
-        assert float(evidence) == pytest.approx(likelihood, abs=2e-3)
+
+    def check(found, x, y):
+        for s in range(2):
+            expected = GaussianProcessRegressor(kernel, alpha=noise**2, optimizer=None)
+            mean, deviation = expected.fit(x, y[s]).predict(points, return_std=True)
+            np.testing.assert_allclose(found.mean[s], mean, atol=2e-4)
+            np.testing.assert_allclose(np.sqrt(found.variance), deviation, atol=2e-4)
+            yield expected.log_marginal_likelihood_value_ + len(x) / 2 * np.log(2 * np.pi)
+
+    evidence = list(check(found, x, y))
+    np.testing.assert_allclose(found.evidence, evidence, atol=2e-3)
+    # More observations, at two of the points, which are no evidence.
+    for row, point in enumerate((3, 1)):
+        told = rng.normal(size=2)
+        like = jnp.asarray(kernel(points[point][None], points)[0], jnp.float32)
+        found = observe(found, row, point, jnp.asarray(told, jnp.float32), like, noise)
+        x, y = np.concatenate([x, points[point][None]]), np.concatenate([y, told[:, None]], 1)
+        assert len(list(check(found, x, y))) == 2
+    np.testing.assert_allclose(found.evidence, evidence, atol=2e-3)
+
+
+def test_loops_may_go_on_behind_the_observations():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(40, 3)))
+    like = jnp.exp(-jnp.sum((x[:, None] - x[None]) ** 2, -1))
+    of_some = functools.partial(
+        condition, jnp.asarray(rng.normal(size=(1, 40))), like, like, jnp.ones(40), noise=0.3
+    )
+    for count in (0, 3, 20):
+        exact, longer = of_some(jnp.int32(count)), of_some(jnp.int32(count), most=jnp.int32(40))
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), exact, longer)
 
 
 def test_expectations_are_gaussian_process_regression(key):
     tasks = make_sources(key, number=40)._replace(size=jnp.array([21, 40, 0]))
-    told = fit_expectations(SPACE, tasks)
-    found = expect(SPACE, told, DESIGNS)
+    told = fit_expectations(tasks)
+    found = expect(told, DESIGNS)
     assert np.isnan(told.scale[2]) and not found[:, 2].any()  # no trials
     for t, size in enumerate((21, 40)):
         own = np.asarray(tasks.actions[t, :size])
@@ -117,14 +137,12 @@ def test_sources_without_a_reward_have_no_scale(key):
     )
     usual = fit_reward_model(key, SPACE, sources).scale
     assert float(model.scale) == pytest.approx(float(usual))
-    assert np.isfinite(
-        make_ranker(SPACE).rank(Knowledge(model), trials_of([1, 2]), DESIGNS).scores
-    ).all()
+    assert np.isfinite(rank(Knowledge(model), trials_of([1, 2])).scores).all()
 
 
 def test_without_any_trial_the_sources_best_design_comes_first(key):
     model = fit_reward_model(key, SPACE, make_sources(key))
-    ranking = jax.jit(make_ranker(SPACE).rank)(Knowledge(model), trials_of([]), DESIGNS)
+    ranking = jax.jit(rank)(Knowledge(model), trials_of([]))
     values = value(DESIGNS)
     assert float(values[jnp.argmax(ranking.scores)]) >= float(jnp.sort(values)[-3])
     assert float(jnp.corrcoef(ranking.scores, values)[0, 1]) > 0.9
@@ -133,9 +151,9 @@ def test_without_any_trial_the_sources_best_design_comes_first(key):
 
 def test_cold_it_learns_from_the_tasks_own_trials():
     rows = np.random.default_rng(0).permutation(81)[:30]
-    empty = make_ranker(SPACE).rank(Knowledge(), trials_of([]), DESIGNS)
+    empty = rank(Knowledge(), trials_of([]))
     np.testing.assert_allclose(empty.scores, empty.scores[0], rtol=1e-5)
-    ranking = make_ranker(SPACE).rank(Knowledge(), trials_of(rows), DESIGNS)
+    ranking = rank(Knowledge(), trials_of(rows))
     rest = np.setdiff1d(np.arange(81), rows)
     correlation = np.corrcoef(ranking.expected[rest], value(DESIGNS)[rest])[0, 1]
     assert correlation > 0.6
@@ -148,7 +166,7 @@ def test_sources_that_tell_nothing_are_soon_not_believed_and_do_no_harm(key):
     good = fit_reward_model(key, SPACE, make_sources(key))
     useless = fit_reward_model(key, SPACE, make_sources(key, shuffled=True))
     rankings = {
-        name: make_ranker(SPACE).rank(Knowledge(model), trials_of(rows), DESIGNS)
+        name: rank(Knowledge(model), trials_of(rows))
         for name, model in (("good", good), ("useless", useless), ("cold", None))
     }
     assert float(rankings["good"].belief) > 0.9
@@ -159,12 +177,10 @@ def test_sources_that_tell_nothing_are_soon_not_believed_and_do_no_harm(key):
 
     assert correlation(rankings["useless"]) > correlation(rankings["cold"]) - 0.1
     # The fewer trials of its own a task has, the more good sources help.
-    few = [
-        make_ranker(SPACE).rank(Knowledge(m), trials_of(rows[:6]), DESIGNS) for m in (good, None)
-    ]
+    few = [rank(Knowledge(m), trials_of(rows[:6])) for m in (good, None)]
     assert correlation(few[0]) > correlation(few[1]) + 0.05
     # Without the guard the useless model is believed whatever the trials say.
-    unguarded = make_ranker(SPACE, belief=1.0).rank(Knowledge(useless), trials_of(rows), DESIGNS)
+    unguarded = rank(Knowledge(useless), trials_of(rows), belief=1.0)
     assert float(unguarded.belief) == pytest.approx(1)
     assert unguarded.alone is None
 
@@ -173,33 +189,26 @@ def test_by_its_own_trials_alone_a_task_is_told_nothing_but_a_scale(key):
     rows = np.random.default_rng(1).permutation(81)[:20]
     good, useless = (fit_reward_model(key, SPACE, make_sources(key, s)) for s in (False, True))
     useless = useless._replace(scale=good.scale)
-    told, misled = (
-        make_ranker(SPACE).rank(Knowledge(model), trials_of(rows), DESIGNS)
-        for model in (good, useless)
-    )
+    told, misled = (rank(Knowledge(model), trials_of(rows)) for model in (good, useless))
     np.testing.assert_allclose(told.alone, misled.alone, rtol=1e-5)
     assert np.abs(told.scores - misled.scores).max() > 0.01
-    cold = make_ranker(SPACE).rank(Knowledge(), trials_of(rows), DESIGNS)
+    cold = rank(Knowledge(), trials_of(rows))
     assert cold.alone is None
     assert np.corrcoef(told.alone, cold.scores)[0, 1] > 0.95
 
 
 def test_tasks_searched_at_once_are_guarded_against_and_explore_as_from_scratch(key):
     rows = np.random.default_rng(1).permutation(81)[:20]
-    good, useless = (fit_expectations(SPACE, make_sources(key, s)) for s in (False, True))
+    good, useless = (fit_expectations(make_sources(key, s)) for s in (False, True))
     useless = useless._replace(scale=good.scale)
-    rank = make_ranker(SPACE).rank
-    told, misled = (
-        rank(Knowledge(others=others), trials_of(rows), DESIGNS) for others in (good, useless)
-    )
+    told, misled = (rank(Knowledge(others=others), trials_of(rows)) for others in (good, useless))
     assert float(told.belief) > 0.9 and float(misled.belief) < 0.3
     np.testing.assert_allclose(told.alone, misled.alone, rtol=1e-5)
-    unguarded = make_ranker(SPACE, belief=1.0)
-    assert unguarded.rank(Knowledge(others=good), trials_of(rows), DESIGNS).alone is None
+    assert rank(Knowledge(others=good), trials_of(rows), belief=1.0).alone is None
     # Bounds are as wide as without other tasks, and with sources they are narrower.
     sources = fit_reward_model(key, SPACE, make_sources(key))
     means = [
-        np.mean(make_ranker(SPACE, beta=beta).rank(known, trials_of(rows), DESIGNS).scores)
+        np.mean(rank(known, trials_of(rows), beta=beta).scores)
         for known in (Knowledge(others=good), Knowledge(sources))
         for beta in (1.0, 3.0)
     ]
@@ -209,55 +218,48 @@ def test_tasks_searched_at_once_are_guarded_against_and_explore_as_from_scratch(
 def test_scores_follow_the_scale_and_level_of_rewards(key):
     model = fit_reward_model(key, SPACE, make_sources(key))
     rows = np.random.default_rng(2).permutation(81)[:20]
-    rank = functools.partial(make_ranker(SPACE).rank, Knowledge(model))
-    there = rank(trials_of(rows), DESIGNS).scores
-    higher = rank(trials_of(rows, rewards=value(DESIGNS[rows]) + 10), DESIGNS).scores
+    there = rank(Knowledge(model), trials_of(rows)).scores
+    higher = rank(Knowledge(model), trials_of(rows, rewards=value(DESIGNS[rows]) + 10)).scores
     np.testing.assert_allclose(higher - there, (higher - there)[0], atol=1e-3)
 
 
 def test_failed_trials_count_as_the_worst():
     rows = [0, 1, 2, 40, 80]
     rewards = value(DESIGNS[jnp.array(rows)])
-    failed = make_ranker(SPACE).rank(
-        Knowledge(), trials_of(rows, rewards=rewards.at[3].set(jnp.nan)), DESIGNS
-    )
+    failed = rank(Knowledge(), trials_of(rows, rewards=rewards.at[3].set(jnp.nan)), DESIGNS)
     others = rewards[jnp.array([0, 1, 2, 4])]
     below = others.min() - others.std()
-    worst = make_ranker(SPACE).rank(
-        Knowledge(), trials_of(rows, rewards=rewards.at[3].set(below)), DESIGNS
-    )
+    worst = rank(Knowledge(), trials_of(rows, rewards=rewards.at[3].set(below)), DESIGNS)
     assert np.isfinite(failed.scores).all()
     np.testing.assert_allclose(failed.scores, worst.scores, rtol=1e-5)
     # So they tell where not to look, also beside rewards that are all the same.
     alike = trials_of([0, 1, 54, 55], rewards=[0.8, 0.8, jnp.nan, jnp.nan])
-    expected = make_ranker(SPACE).rank(Knowledge(), alike, DESIGNS).expected
+    expected = rank(Knowledge(), alike).expected
     assert float(expected[2]) > float(expected[56]) + 2e-4
-    none = make_ranker(SPACE).rank(
-        Knowledge(), trials_of([3, 4], rewards=[jnp.nan, jnp.nan]), DESIGNS
-    )
+    none = rank(Knowledge(), trials_of([3, 4], rewards=[jnp.nan, jnp.nan]), DESIGNS)
     assert np.isfinite(none.scores).all()
 
 
-def test_expected_rewards_are_no_evidence(key):
+def test_what_is_assumed_is_less_uncertain_and_no_evidence(key):
     model = fit_reward_model(key, SPACE, make_sources(key))
-    rank = functools.partial(make_ranker(SPACE).rank, Knowledge(model))
+    ranker = make_ranker(SPACE)
+    believe = functools.partial(ranker.believe, Knowledge(model))
     rows = [0, 10, 20, 30, 40, 50]
-    trials = trials_of(rows)
-    three = jnp.arange(len(trials.valid)) < 3
-    seen = rank(trials._replace(valid=three), DESIGNS)
-    imagined = rank(trials._replace(real=three), DESIGNS)
-    assert float(imagined.belief) == pytest.approx(float(seen.belief), abs=1e-5)
-    assert float(rank(trials, DESIGNS).belief) != pytest.approx(float(seen.belief), abs=1e-3)
-    # What is expected to have been tried is less uncertain.
-    uncertainty = [ranking.scores - ranking.expected for ranking in (seen, imagined)]
-    assert (np.asarray(uncertainty[1] - uncertainty[0])[rows[3:]] < 0).all()
+    seen = assumed = believe(trials_of(rows[:3]), DESIGNS, room=3)
+    for row in rows[3:]:
+        assumed = ranker.assume(assumed, row)
+    told, known = believe(trials_of(rows), DESIGNS), ranker.rank(seen)
+    assert float(ranker.rank(assumed).belief) == float(known.belief)
+    assert float(ranker.rank(told).belief) != pytest.approx(float(known.belief), abs=1e-3)
+    # As little is uncertain, under each hypothesis, as if it had been told.
+    np.testing.assert_allclose(assumed.processes.variance, told.processes.variance, rtol=1e-3)
+    assert (assumed.processes.variance[:, rows[3:]] < seen.processes.variance[:, rows[3:]]).all()
 
 
 def test_it_maps_over_tasks_alike(key):
-    model = fit_reward_model(key, SPACE, make_sources(key))
-    rank = functools.partial(make_ranker(SPACE).rank, Knowledge(model))
+    known = Knowledge(fit_reward_model(key, SPACE, make_sources(key)))
     both = [trials_of([1, 5, 9]), trials_of([3, 4, 50, 60, 70])]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *both)
-    together = jax.vmap(rank, in_axes=(0, None))(stacked, DESIGNS).scores
+    together = jax.vmap(functools.partial(rank, known))(stacked).scores
     for scores, trials in zip(together, both, strict=True):
-        np.testing.assert_allclose(scores, rank(trials, DESIGNS).scores, atol=2e-4)
+        np.testing.assert_allclose(scores, rank(known, trials).scores, atol=2e-4)

@@ -19,8 +19,8 @@ from mnms_jax.learner import (
     make_urex_learner,
 )
 from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss
+from mnms_jax.ranker import make_ranker
 from mnms_jax.replay import Batch, add, best, sample
-from mnms_jax.reward_model import make_ranker
 from mnms_jax.search import SearchState, make_search, pending_trials
 from mnms_jax.space import Decision, SearchSpace
 from mnms_jax.types import LEARNERS, UserError
