@@ -16,7 +16,14 @@ from absl import logging
 from mnms_jax.export import Child, ImageChild, TextChild, probabilities
 from mnms_jax.space import nearest
 from mnms_jax.store import UNFINISHED
-from mnms_jax.tasks.columns import SUFFIXES, SUFFIXES_LISTED, read_batches, read_lines, unusable
+from mnms_jax.tasks.columns import (
+    SUFFIXES,
+    SUFFIXES_LISTED,
+    check_once,
+    read_batches,
+    read_lines,
+    unusable,
+)
 from mnms_jax.tasks.files import read_texts
 from mnms_jax.tasks.images import read_idx
 from mnms_jax.tasks.text import UNKNOWN, tokenize
@@ -113,7 +120,10 @@ def _read(child: Child, path: pathlib.Path, column: str | None) -> Iterator[_Par
         raise unusable(path, f"records have columns; name a file that ends in {SUFFIXES_LISTED}")
     else:
         start = 1
+        needed = [*child.encoder.numbers, *(name for name, _ in child.encoder.categories)]
         for columns in read_batches(path, _ROWS):
+            for name in needed:
+                check_once(columns, name)
             with _faults_in(path):
                 batch = child.encode(columns.values)
             yield range(start, start + len(batch)), batch

@@ -79,6 +79,8 @@ def parse_reward(text: str) -> Reward:
     except SyntaxError as error:
         place = f"character {error.offset}" if error.offset else "its end"
         raise UserError(f"reward {text!r}: {error.msg} at {place}") from None
+    except UnicodeEncodeError:
+        raise UserError(f"reward {text!r}: must have characters of UTF-8 only") from None
     try:
         names = _check(tree)
     except _WrongPartError as error:

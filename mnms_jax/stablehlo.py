@@ -123,6 +123,9 @@ def _describe(child: Child, shapes: dict[str, Any]) -> tuple[dict[str, Any], dic
         encoder["sentence_encoder"] = child.architecture.embedding
     elif isinstance(child, TextChild) and child.architecture.pooled:
         encoder["table"] = child.table
+    elif isinstance(child, TextChild):
+        encoder["sequence"] = child.architecture.sequence
+        encoder["rows"] = child.architecture.rows
     arrays = {name: x for name, x in encoder.items() if isinstance(x, np.ndarray)}
     description = {
         "task": child.task,

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 
@@ -179,6 +180,11 @@ def test_records_are_predicted_by_their_columns(records, tmp_path):
     with pytest.raises(UserError, match=r"cannot use .*in.csv: column 'sepal length"):
         predict_file(child, str(tmp_path / "in.csv"), str(tmp_path / "out2.csv"))
     assert not (tmp_path / "out2.csv").exists()
+    (tmp_path / "in.csv").write_text(f"{','.join([*names, names[0]])}\n")
+    with pytest.raises(
+        UserError, match=f"several of its columns are called '{re.escape(names[0])}'"
+    ):
+        predict_file(child, str(tmp_path / "in.csv"), str(tmp_path / "out2.csv"))
     with pytest.raises(UserError, match="records have columns"):
         predict_file(child, "-")
 
@@ -271,6 +277,10 @@ def test_stablehlo_gives_the_same_probabilities(searched, records, tmp_path):
                 name: jax.tree.leaves(x)[0] for name, x in batch._asdict().items() if x is not None
             }
             assert about["encoder"]["vocabulary"][:2] == ["<padding>", "<unknown>"]
+            embedded = about["encoder"].get("sequence")
+            assert child.architecture.pooled == (embedded is None)
+            assert embedded in (None, child.architecture.sequence)
+            assert about["encoder"].get("rows") == (child.architecture.rows if embedded else None)
         else:
             rows = {name: [1.0, 2.0, 5.0] for name in child.encoder.numbers}
             arrays, expected = {"inputs": child.encode(rows)}, child.predict_proba(rows)

@@ -54,6 +54,7 @@ def test_the_same_formula_is_the_same_however_it_is_spaced():
         ("accuracy + lg(params)", "'lg(params)' at character 12 isn't a known function; did you"),
         ("accuracy - seconds", "'seconds' at character 12 is never the same twice"),
         ("log_loss", "did you mean 'neg_log_loss'?"),
+        ("accuracy + \udc80", "must have characters of UTF-8 only"),
         ("1 + 2", "must depend on one of accuracy, balanced_accuracy"),
         ("", "invalid syntax"),
         ("accuracy -", "invalid syntax at its end"),

@@ -102,6 +102,12 @@ def unusable(path: pathlib.Path, fault: str) -> UserError:
     return UserError(f"cannot use {path}: {line}")
 
 
+def check_once(columns: Columns, name: str) -> None:
+    """Raises a UserError if several columns have this name."""
+    if columns.names.count(name) > 1:
+        raise unusable(columns.path, f"several of its columns are called {name!r}; rename them")
+
+
 # Rows that a file yields one by one -> parts of them, none empty, in their order.
 _Divide: TypeAlias = Callable[[Iterable[Any]], Iterator[list[Any]]]
 _Part: TypeAlias = tuple[list[str], Mapping[str, list[Any]], Sequence[int]]  # see Columns

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 
 from mnms_jax.space import nearest
-from mnms_jax.tasks.columns import Columns, parse_options, read_columns, unusable
+from mnms_jax.tasks.columns import Columns, check_once, parse_options, read_columns, unusable
 from mnms_jax.tasks.records import is_feature, make_record_task, to_column
 from mnms_jax.tasks.text import deduplicate, exclude, normalize, split_texts
 from mnms_jax.types import Split, Task, UserError
@@ -332,8 +332,7 @@ def _find_column(columns: Columns, what: str, name: str | None, guesses: Sequenc
         raise unusable(columns.path, fault)
     if name not in columns.names:
         raise unusable(columns.path, f"it has no column {name!r}{nearest(name, columns.names)}")
-    if columns.names.count(name) > 1:
-        raise unusable(columns.path, f"several of its columns are called {name!r}; rename them")
+    check_once(columns, name)
     return name
 
 

@@ -118,7 +118,7 @@ def _read_choices(file: Columns, name: str) -> list[Choice]:
         return _typed(values)
     kinds = {type(value) for value in values}
     if kinds == {int, float}:
-        kinds, values = {float}, [float(value) for value in values]
+        kinds, values = {float}, [float(str(value)) for value in values]  # inf if it is too large
     if len(kinds) > 1 or not kinds <= {bool, int, float, str}:
         found = ", ".join(sorted(kind.__name__ for kind in kinds))
         fault = f"texts, or numbers, or true and false are needed in {name!r}, not {found}"
@@ -149,7 +149,7 @@ def _read_metric(file: Columns, name: str) -> np.ndarray:
         fault = f"row {row} has {value!r} in {name!r}; a number of 32 bits, or nothing, is needed"
         try:
             number = float(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise unusable(file.path, fault) from error
         with np.errstate(over="ignore"):
             numbers[n] = number

@@ -215,6 +215,7 @@ def test_what_is_no_parquet_file_is_told(tmp_path: pathlib.Path) -> None:
         ),
         ("task,a,reward\nt,1,inf\n", "row 2 has 'inf' in 'reward'"),
         ("task,a,reward\nt,1,1e39\n", "row 2 has '1e39' in 'reward'"),
+        (f"task,a,reward\nt,1,{'9' * 400}\n", "row 2 has '9999"),
         ('task,a,reward\nt,"1,1\n', "row 2 can't be read: "),
     ],
 )
