@@ -83,9 +83,7 @@ def _read(
     except Exception as error:  # TFDS raises many kinds for damaged files
         raise broken(folder, f"{type(error).__name__}: {error}") from error
     name = _find_input(spec, folder, features)
-    # TFDS keeps features in no order.
-    flags = sorted(key for key, feature in features.items() if feature.np_dtype == np.bool_)
-    label_names = flags if spec.label == "*" else [_find(folder, spec.label, features)]
+    label_names = _find_labels(spec, folder, features)
     names = {"train": spec.train, "validation": spec.validation, "test": spec.test}
     rows = {
         part: _read_split(builder, split, name, label_names, most if part == "train" else None)
@@ -94,7 +92,7 @@ def _read(
     }
     if spec.label == "*":
         rows = {part: _with_one_flag(own, f"{folder}, {part}") for part, own in rows.items()}
-        class_names: tuple[str, ...] = tuple(flags)
+        class_names = tuple(label_names)
     else:
         labels, class_names = _number(spec, folder, features[spec.label], rows)
         rows = {part: own._replace(labels=labels[part]) for part, own in rows.items()}
@@ -120,6 +118,27 @@ def _find_input(spec: TfdsSpec, folder: pathlib.Path, features: Mapping[str, Any
         rule = "neither a text nor an image of bytes"
         raise UserError(f"{name!r} of the data set in {folder} is {feature}, {rule}")
     return name
+
+
+def _find_labels(
+    spec: TfdsSpec, folder: pathlib.Path, features: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Returns the feature with the label, or all flags."""
+    if spec.label != "*":
+        feature = features[_find(folder, spec.label, features)]
+        if feature.shape != ():
+            raise UserError(
+                f"{spec.label!r} of the data set in {folder} is {feature}, not one label a row"
+            )
+        return (spec.label,)
+    # TFDS keeps features in no order.
+    flags = sorted(key for key, feature in features.items() if feature.np_dtype == np.bool_)
+    if len(flags) < 2:
+        raise UserError(
+            f"?label=* is for two flags or more, of which the data set in {folder} has "
+            f"{len(flags)}; name one of its features {', '.join(sorted(features))}"
+        )
+    return tuple(flags)
 
 
 def _find(folder: pathlib.Path, name: str, features: Mapping[str, Any]) -> str:

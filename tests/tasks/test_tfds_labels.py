@@ -112,6 +112,24 @@ def test_a_set_without_a_test_split(write):
     assert len(by_text(task)) == 60
 
 
+def test_labels_that_are_no_class_a_row_are_refused(write):
+    import tensorflow_datasets as real_tfds
+
+    rows = [(text, [i % 2, 1], True, i % 2) for i, text in enumerate(texts(6))]
+    features = {
+        "text": str,
+        "labels": real_tfds.features.Sequence(np.int32),
+        "flag": np.bool_,
+        "label": np.int32,
+    }
+    path = write("several", features, train=rows[:4], test=rows[4:])
+    fault = failure("tfds:several?label=labels", path)
+    assert "'labels' of the data set in " in fault and "not one label a row" in fault
+    fault = failure("tfds:several?label=*", path)
+    assert "?label=* is for two flags or more, of which the data set in " in fault
+    assert fault.endswith("has 1; name one of its features flag, label, labels, text")
+
+
 @pytest.mark.parametrize("name", sorted(TFDS_TASKS))
 def test_all_names_are_those_of_tfds(name, tmp_path):
     import tensorflow_datasets as real_tfds
