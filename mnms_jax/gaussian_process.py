@@ -10,8 +10,8 @@ from mnms_jax.types import Array
 
 _BLOCK = 16  # observations that are conditioned on at once
 
-# Accelerators would round the factors of products otherwise.
-_matmul = functools.partial(jnp.matmul, precision="highest")
+# Accelerators round the factors of products otherwise, and covariances would lose their meaning.
+exact_matmul = functools.partial(jnp.matmul, precision="highest")
 
 
 class Process(NamedTuple):
@@ -47,9 +47,9 @@ def condition(
       variance: [M], of the points.
       count: int32 [].
       noise: deviation of an observation.
-      most: int32 [], observations that loops go over, at least `count`. Where many are mapped over,
-        loops are much faster with one number for all of them.
-      room: rows of zeros that the factor begins with, for what `observe` tells of.
+      most: int32 [], observations that loops go over, from `count` to N. Where many are mapped
+        over, loops are much faster with one number for all of them.
+      room: rows of zeros that the factor begins with, one for each that `observe` tells of.
     """
     padding = -y.shape[1] % _BLOCK
     y, among = jnp.pad(y, ((0, 0), (0, padding))), jnp.pad(among, ((0, padding), (0, padding)))
@@ -66,7 +66,7 @@ def condition(
             known = jax.lax.dynamic_slice_in_dim(factor, earlier * _BLOCK, _BLOCK)
             told = jax.lax.dynamic_slice_in_dim(errors, earlier * _BLOCK, _BLOCK, axis=1)
             own = take(known, axis=1)
-            return rows - _matmul(own.T, known), error - _matmul(told, own)
+            return rows - exact_matmul(own.T, known), error - exact_matmul(told, own)
 
         left = (take(joined), take(y, axis=1))
         rows, error = jax.lax.fori_loop(0, b, explain, left)
@@ -74,7 +74,7 @@ def condition(
         are_there = is_there[:, None] & is_there[None]
         own = jnp.where(are_there, take(rows, axis=1), 0) + noise**2 * jnp.eye(_BLOCK)
         inverse = jnp.where(are_there, _invert_factor(own), 0)
-        rows, error = _matmul(inverse, rows), _matmul(error, inverse.T)
+        rows, error = exact_matmul(inverse, rows), exact_matmul(error, inverse.T)
         scales = jnp.where(is_there, jnp.diagonal(inverse), 1)
         evidence += jnp.sum(jnp.log(scales)) - jnp.sum(error**2, axis=1) / 2
         put = jax.lax.dynamic_update_slice_in_dim
@@ -84,7 +84,7 @@ def condition(
     start = (jnp.zeros_like(joined), jnp.zeros_like(y), jnp.zeros(len(y)))
     factor, errors, evidence = jax.lax.fori_loop(0, blocks, observe_block, start)
     factor = factor[:, len(among) :]
-    mean, known = _matmul(errors, factor), jnp.sum(factor**2, axis=0)
+    mean, known = exact_matmul(errors, factor), jnp.sum(factor**2, axis=0)
     factor = jnp.pad(factor, ((room, 0), (0, 0)))
     return Process(factor, evidence, mean, jnp.maximum(variance - known, 1e-6))
 
@@ -102,7 +102,7 @@ def observe(
       covariance: [M], of that point with all.
       noise: deviation of an observation.
     """
-    unknown = covariance - _matmul(process.factor[:, point], process.factor)
+    unknown = covariance - exact_matmul(process.factor[:, point], process.factor)
     scale = jnp.sqrt(process.variance[point] + noise**2)
     told, error = unknown / scale, (y - process.mean[:, point]) / scale
     return process._replace(

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from mnms_jax.gaussian_process import Process, condition, observe
+from mnms_jax.gaussian_process import Process, condition, exact_matmul, observe
 from mnms_jax.replay import worst_rewards
 from mnms_jax.reward_model import (
     LEVEL,
     MOST,
     Knowledge,
+    as_vectors,
     centre_and_scale,
     describe,
     distance,
@@ -48,7 +49,7 @@ class Trials(NamedTuple):
 class Described(NamedTuple):
     """Designs, and what is known of them; a pytree."""
 
-    designs: Array  # int32 [M, D]
+    vectors: Array  # [M, P], see `as_vectors`
     features: Array  # [M, F], by other tasks; F = 0: none is known
     foretold: Array  # [M], scaled rewards that these let expect
     spread: Array  # [M, F], features times the covariance of the task's head
@@ -84,8 +85,8 @@ class Ranker(NamedTuple):
     """How designs are ranked for a task.
 
     Attributes:
-      believe: what is known of other tasks, the task's trials, designs int32 [M, D] -> beliefs. By
-        name it takes how many designs there's `room` to assume, and `most`, see `condition`.
+      believe: what is known of other tasks, the task's trials, designs int32 [M, D], `most` (see
+        `condition`; None: the number of trials), how many designs may be assumed (0) -> beliefs.
       rank: beliefs -> the designs' ranking.
       assume: beliefs, a design's index -> the same as if it had earned what is expected of it.
     """
@@ -110,7 +111,8 @@ def make_ranker(space: SearchSpace, *, belief: float = 0.5, beta: float = 1.0) -
 
     def describe_all(known: Knowledge, designs: Array) -> Described:
         features, (mean, covariance) = describe(space, known, designs), prior_head(known)
-        return Described(designs, features, features @ mean, features @ covariance)
+        spread = exact_matmul(features, covariance)
+        return Described(as_vectors(space, designs), features, features @ mean, spread)
 
     def believe(
         known: Knowledge, trials: Trials, designs: Array, most: Array | None = None, room: int = 0
@@ -175,13 +177,13 @@ def _assume(beliefs: Beliefs, index: Array) -> Beliefs:
 
 def _means(x: Described) -> Array:
     """Returns the expected scaled rewards of M designs, [H, M]."""
-    return _of_hypotheses(x, jnp.zeros(len(x.designs)), x.foretold)
+    return _of_hypotheses(x, jnp.zeros(len(x.features)), x.foretold)
 
 
 def _variances(x: Described) -> Array:
     """Returns their variances, [H, M]."""
     told = jnp.sum(x.features * x.spread, axis=1)
-    return _of_hypotheses(x, jnp.ones(len(x.designs)), 1 + told) + LEVEL**2
+    return _of_hypotheses(x, jnp.ones(len(x.features)), 1 + told) + LEVEL**2
 
 
 def _covariances(a: Described, b: Described) -> Array:
@@ -189,8 +191,8 @@ def _covariances(a: Described, b: Described) -> Array:
 
     What other tasks can't tell varies as much as a task's rewards do of which they tell nothing.
     """
-    alike = jnp.exp(-_DECAY * distance(a.designs, b.designs))
-    return _of_hypotheses(b, alike, alike + a.features @ b.spread.T) + LEVEL**2
+    alike = jnp.exp(-_DECAY * distance(a.vectors, b.vectors))
+    return _of_hypotheses(b, alike, alike + exact_matmul(a.features, b.spread.T)) + LEVEL**2
 
 
 def _of_hypotheses(described: Described, untold: ArrayLike, told: ArrayLike) -> Array:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mnms_jax.gaussian_process import condition
+from mnms_jax.gaussian_process import condition, exact_matmul
 from mnms_jax.replay import ReplayBank
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, PRNGKey
@@ -36,7 +36,7 @@ class RewardModel(NamedTuple):
 class Expectations(NamedTuple):
     """What K tasks' trials let expect of designs: a Gaussian process each; a pytree."""
 
-    actions: Array  # int32 [K, N, D], the trials
+    vectors: Array  # [K, N, P], of the trials, see `as_vectors`
     weights: Array  # [K, N]; what is expected are a design's covariances with them times these
     scale: Array  # [K], a usual difference between good and middling rewards; NaN: doesn't count
 
@@ -105,30 +105,31 @@ def fit_reward_model(
     return RewardModel(network, mean, covariance, jnp.exp(usual))
 
 
-def fit_expectations(tasks: ReplayBank) -> Expectations:
+def fit_expectations(space: SearchSpace, tasks: ReplayBank) -> Expectations:
     """Learns what tasks' trials let expect of designs; one without any reward doesn't count."""
     y, scale = _scaled(tasks)
     has_rewards = _has_rewards(tasks)
     counts = jnp.sum(tasks.valid, axis=1)
     most = jnp.max(counts)
 
-    def weigh(actions: Array, y: Array, count: Array) -> Array:
-        among = _prior_covariance(distance(actions, actions))
+    def weigh(vectors: Array, y: Array, count: Array) -> Array:
+        among = _prior_covariance(distance(vectors, vectors))
         # The mean at a point that is like one trial alone is the weight of that trial.
         like_one, variance = jnp.eye(len(y)), jnp.ones(len(y))
         return condition(y[None], among, like_one, variance, count, _NOISE, most=most).mean[0]
 
-    weights = jax.vmap(weigh)(tasks.actions, y, counts)
-    return Expectations(tasks.actions, weights, jnp.where(has_rewards, scale, jnp.nan))
+    vectors = jax.vmap(functools.partial(as_vectors, space))(tasks.actions)
+    weights = jax.vmap(weigh)(vectors, y, counts)
+    return Expectations(vectors, weights, jnp.where(has_rewards, scale, jnp.nan))
 
 
-def expect(expectations: Expectations, designs: Array) -> Array:
-    """Returns what each task lets expect of designs [M], over its scale: [M, K]; 0: nothing."""
+def expect(expectations: Expectations, vectors: Array) -> Array:
+    """Returns what each task lets expect of designs [M, P], over its scale: [M, K]; 0: nothing."""
 
-    def of_task(actions: Array, weights: Array) -> Array:
-        return _prior_covariance(distance(designs, actions)) @ weights
+    def of_task(own: Array, weights: Array) -> Array:
+        return exact_matmul(_prior_covariance(distance(vectors, own)), weights)
 
-    expected = jax.vmap(of_task)(expectations.actions, expectations.weights)
+    expected = jax.vmap(of_task)(expectations.vectors, expectations.weights)
     return jnp.where(jnp.isnan(expectations.scale)[:, None], 0.0, expected).T
 
 
@@ -142,7 +143,7 @@ def describe(space: SearchSpace, known: Knowledge, designs: Array) -> Array:
         network = functools.partial(_features, space, known.sources.network)
         parts.append(jax.vmap(network)(designs))
     if known.others is not None:
-        parts.append(expect(known.others, designs))
+        parts.append(expect(known.others, as_vectors(space, designs)))
     return jnp.concatenate(parts, axis=1)
 
 
@@ -164,9 +165,18 @@ def prior_head(known: Knowledge) -> tuple[Array, Array]:
     return jnp.concatenate(means) / len(parts), jax.scipy.linalg.block_diag(*covariances)
 
 
+def as_vectors(space: SearchSpace, designs: Array) -> Array:
+    """Returns designs [M, D] as vectors [M, P].
+
+    The product of two is the share of decisions in which they agree.
+    """
+    chosen = jax.nn.one_hot(designs, space.max_choices).reshape(len(designs), -1)
+    return chosen / jnp.sqrt(space.num_decisions)
+
+
 def distance(a: Array, b: Array) -> Array:
-    """Returns the share of decisions in which designs differ, [A, B]."""
-    return sum(x[:, None] != y[None] for x, y in zip(a.T, b.T, strict=True)) / a.shape[1]
+    """Returns the share of decisions in which designs [A, P] and [B, P] differ, [A, B]."""
+    return 1.0 - exact_matmul(a, b.T)
 
 
 def _prior_covariance(distance: Array) -> Array:

@@ -116,7 +116,7 @@ def make_search(
         if ranker is None:
             output = sample(state.params, jax.random.split(key, task_ids.size), ids)
         else:
-            others = _expectations(state, num_tasks)
+            others = _expectations(space, state, num_tasks)
             most = _most_trials(state, num_tasks)
             # [T, trials_per_task, D]
             actions = choose_for(state, pending, others, most, jnp.arange(num_tasks))
@@ -135,7 +135,7 @@ def make_search(
             params=params, opt_state=opt_state, baseline=baseline, replay=replay, step=step
         )
         if ranker is not None and state.knowledge is not None:
-            metrics = {**metrics, **_beliefs(ranker, state, num_tasks)}
+            metrics = {**metrics, **_beliefs(space, ranker, state, num_tasks)}
         return state, metrics
 
     checked = _check_told(jax.jit(tell), (task_ids.size, space.num_decisions))
@@ -206,11 +206,11 @@ def _of_task(tree: Any, task_id: Array | int) -> Any:
     return jax.tree.map(lambda x: x[task_id], tree)
 
 
-def _expectations(state: SearchState, num_tasks: int) -> Expectations | None:
+def _expectations(space: SearchSpace, state: SearchState, num_tasks: int) -> Expectations | None:
     """Returns what the tasks of a search let expect; None if there is one alone."""
     if num_tasks == 1:
         return None
-    return fit_expectations(jax.tree.map(lambda x: x[:num_tasks], state.replay))
+    return fit_expectations(space, jax.tree.map(lambda x: x[:num_tasks], state.replay))
 
 
 def _most_trials(state: SearchState, num_tasks: int) -> Array:
@@ -225,8 +225,8 @@ def _known(state: SearchState, others: Expectations | None, task_id: Array | int
     return Knowledge(_of_task(state.knowledge, task_id), others)
 
 
-def _beliefs(ranker: Ranker, state: SearchState, num_tasks: int) -> Metrics:
-    others, most = _expectations(state, num_tasks), _most_trials(state, num_tasks)
+def _beliefs(space: SearchSpace, ranker: Ranker, state: SearchState, num_tasks: int) -> Metrics:
+    others, most = _expectations(space, state, num_tasks), _most_trials(state, num_tasks)
 
     def belief_of(task_id: Array) -> Array:
         trials = _trials(state.replay, task_id)

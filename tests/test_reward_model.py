@@ -11,7 +11,13 @@ from mnms_jax.gaussian_process import condition, observe
 from mnms_jax.lockstep import leave_out
 from mnms_jax.ranker import Trials, make_ranker
 from mnms_jax.replay import ReplayBank
-from mnms_jax.reward_model import Knowledge, expect, fit_expectations, fit_reward_model
+from mnms_jax.reward_model import (
+    Knowledge,
+    as_vectors,
+    expect,
+    fit_expectations,
+    fit_reward_model,
+)
 from mnms_jax.space import Decision, SearchSpace
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -110,8 +116,8 @@ def test_loops_may_go_on_behind_the_observations():
 
 def test_expectations_are_gaussian_process_regression(key):
     tasks = make_sources(key, number=40)._replace(size=jnp.array([21, 40, 0]))
-    told = fit_expectations(tasks)
-    found = expect(told, DESIGNS)
+    told = fit_expectations(SPACE, tasks)
+    found = expect(told, as_vectors(SPACE, DESIGNS))
     assert np.isnan(told.scale[2]) and not found[:, 2].any()  # no trials
     for t, size in enumerate((21, 40)):
         own = np.asarray(tasks.actions[t, :size])
@@ -199,7 +205,7 @@ def test_by_its_own_trials_alone_a_task_is_told_nothing_but_a_scale(key):
 
 def test_tasks_searched_at_once_are_guarded_against_and_explore_as_from_scratch(key):
     rows = np.random.default_rng(1).permutation(81)[:20]
-    good, useless = (fit_expectations(make_sources(key, s)) for s in (False, True))
+    good, useless = (fit_expectations(SPACE, make_sources(key, s)) for s in (False, True))
     useless = useless._replace(scale=good.scale)
     told, misled = (rank(Knowledge(others=others), trials_of(rows)) for others in (good, useless))
     assert float(told.belief) > 0.9 and float(misled.belief) < 0.3

@@ -19,7 +19,7 @@ from mnms_jax.learner import (
     make_urex_learner,
 )
 from mnms_jax.losses import entropy_loss, imitation_loss, ppo_loss
-from mnms_jax.ranker import make_ranker
+from mnms_jax.ranker import Ranker, Ranking, make_ranker
 from mnms_jax.replay import Batch, add, best, sample
 from mnms_jax.search import SearchState, make_search, pending_trials
 from mnms_jax.space import Decision, SearchSpace
@@ -289,6 +289,37 @@ def test_no_design_is_asked_for_again_while_it_is_pending():
             row for p in (first, *asked) for row in p.actions[p.task_ids == task_id].tolist()
         ]
         assert len(set(map(tuple, designs))) == 9  # all that there are
+
+
+def test_what_is_pending_is_assumed_where_the_next_round_is_chosen():
+    """By a ranker of large numbers that are two decisions or more from what was assumed."""
+    space = SearchSpace([Decision(name, tuple(range(5))) for name in "abcd"])
+
+    def believe(known, trials, designs, most, room):
+        return designs, jnp.full((room, 4), -1), 0
+
+    def assume(beliefs, index):
+        designs, assumed, number = beliefs
+        return designs, assumed.at[number].set(designs[index]), number + 1
+
+    def rank(beliefs):
+        designs, assumed, _ = beliefs
+        beside = jnp.any(jnp.sum(designs[:, None] != assumed[None], -1) < 2, 1)
+        return Ranking(jnp.sum(designs, 1) - 100 * beside, None, jnp.zeros(len(designs)), 0.0)
+
+    learner, ranker = make_null_learner(), Ranker(believe, rank, assume)
+    search = make_search(
+        space, make_random_policy(space), learner, num_tasks=2, trials_per_task=3, ranker=ranker
+    )
+    state, asked = search.init(jax.random.key(0)), []
+    for number in range(3):
+        state = state._replace(step=jnp.int32(number))
+        asked.append(search.ask(state, pending_trials(state, asked, 8)))
+    for task_id in range(2):
+        chosen = np.concatenate([p.actions[p.task_ids == task_id] for p in asked])
+        apart = np.sum(chosen[:, None] != chosen[None], -1) + 4 * np.eye(9)
+        assert apart.min() >= 2
+        assert chosen.sum(1).min() >= 8  # the half of all designs
 
 
 def test_with_a_ranker_no_design_is_tried_twice_until_all_were():

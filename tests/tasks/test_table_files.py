@@ -1,3 +1,4 @@
+import json
 import pathlib
 
 import numpy as np
@@ -215,12 +216,28 @@ def test_what_is_no_parquet_file_is_told(tmp_path: pathlib.Path) -> None:
         ),
         ("task,a,reward\nt,1,inf\n", "row 2 has 'inf' in 'reward'"),
         ("task,a,reward\nt,1,1e39\n", "row 2 has '1e39' in 'reward'"),
-        (f"task,a,reward\nt,1,{'9' * 400}\n", "row 2 has '9999"),
         ('task,a,reward\nt,"1,1\n', "row 2 can't be read: "),
     ],
 )
 def test_faults_of_csv_files(tmp_path: pathlib.Path, text: str, fault: str) -> None:
     assert refused(write(tmp_path, text)).startswith(fault)
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"a": 1, "reward": 10**400}, "row 2 has 1000"),
+        ({"a": 10**400, "reward": 1}, "row 2 has inf in 'a'; it must be finite"),
+    ],
+    ids=["reward", "decision"],
+)
+def test_numbers_that_no_float_holds_are_told(
+    tmp_path: pathlib.Path, row: dict, fault: str
+) -> None:
+    path = tmp_path / "mine.jsonl"
+    rows = [{"task": "t", "a": 1.5, "reward": 1}, {"task": "t", **row}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert refused(path).startswith(fault)
 
 
 def test_faults_of_names(tmp_path: pathlib.Path) -> None:
