@@ -96,8 +96,7 @@ def make_search(
     sample = jax.vmap(policy.sample, in_axes=(None, 0, 0))
     evaluate = jax.vmap(policy.evaluate, in_axes=(None, 0, 0))
     if ranker is not None:
-        chooser = _make_chooser(space, policy, ranker, trials_per_task, numbers, num_suggested)
-        choose_for = jax.vmap(chooser, (None, None, None, None, 0))
+        choose_for = _make_chooser(space, policy, ranker, trials_per_task, numbers, num_suggested)
 
     def init(key: PRNGKey) -> SearchState:
         init_key, key = jax.random.split(key)
@@ -245,9 +244,9 @@ def _make_chooser(
     numbers: Numbers,
     num_suggested: int,
 ) -> Callable[[SearchState, ReplayBank | None, Expectations | None, Array, Array], Array]:
-    """Returns what chooses a round's designs for a task, int32 [number, D].
+    """Returns what chooses a round's designs for G tasks, int32 [G, number, D].
 
-    It takes state, pending, others, the most trials of a task [], and task_id [].
+    It takes state, pending, others, the most trials of a task [], and task_ids [G].
     """
 
     def choose_for(
@@ -281,7 +280,7 @@ def _make_chooser(
             *(num_made, number, suggestions, num_suggested),
         )
 
-    return choose_for
+    return jax.vmap(choose_for, in_axes=(None, None, None, None, 0))
 
 
 def _are_among(designs: Array, trials: Trials) -> Array:
