@@ -46,7 +46,7 @@ def blind(space: mnms.SearchSpace, num_tasks: int) -> mnms.Policy:
     """Returns the policy that doesn't know for which task it samples."""
     policy = mnms.make_policy(space, num_tasks)
     return policy._replace(
-        sample=lambda params, key, task_id: policy.sample(params, key, 0 * task_id),
+        sample=lambda params, key, task_id, number: policy.sample(params, key, 0 * task_id, number),
         evaluate=lambda params, actions, task_id: policy.evaluate(params, actions, 0 * task_id),
     )
 

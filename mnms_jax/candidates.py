@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mnms_jax.controller import are_active, make_random_policy
+from mnms_jax.randomness import draw, index
 from mnms_jax.ranker import Ranker, Trials
 from mnms_jax.replay import Suggestions
 from mnms_jax.space import SearchSpace
@@ -48,32 +49,26 @@ def make_candidates(
       suggestions: P designs, which come first.
       numbers: of all others.
     """
-    policy_key, uniform_key, parent_key, mutation_key, stranger_key = jax.random.split(key, 5)
-
-    def draw(policy: Policy, params: Params, key: PRNGKey, number: int) -> Array:
-        sample = jax.vmap(policy.sample, in_axes=(None, 0, None))
-        return sample(params, jax.random.split(key, number), task_id).actions
-
-    uniform = make_random_policy(space)
-    drawn = draw(uniform, {}, uniform_key, numbers.uniform)
+    policy_key, uniform_key, mutation_key = jax.random.split(key, 3)
+    random = make_random_policy(space).sample
+    drawn = random({}, uniform_key, task_id, numbers.uniform + numbers.mutated).actions
+    drawn, strangers = drawn[: numbers.uniform], drawn[numbers.uniform :]
+    chances = draw(mutation_key, (numbers.mutated, 1 + space.num_decisions + 1))
+    parent_chances, chances = chances[:, 0], chances[:, 1:]
     known = trials.valid & jnp.isfinite(trials.rewards)
     number = min(_PARENTS, len(known), numbers.uniform)
     rewards, best = jax.lax.top_k(jnp.where(known, trials.rewards, -jnp.inf), number)
     own = jnp.where(jnp.isfinite(rewards)[:, None], trials.actions[best], drawn[:number])
-    parents = own[jax.random.randint(parent_key, (numbers.mutated,), 0, len(own))]
+    parents = own[index(parent_chances, len(own))]
     half = 0  # of the mutants
     if len(suggestions.designs):
         half = numbers.mutated // 2
         most = jnp.maximum(suggestions.number, 1)
-        source_key = jax.random.fold_in(parent_key, 1)
-        theirs = suggestions.designs[jax.random.randint(source_key, (half,), 0, most)]
+        theirs = suggestions.designs[index(parent_chances[:half], most)]
         theirs = jnp.where(suggestions.number > 0, theirs, parents[:half])
         parents = parents.at[:half].set(theirs)
-    strangers = draw(uniform, {}, stranger_key, numbers.mutated)
-    mutants = jax.vmap(mutate, in_axes=(0, None, 0, 0))(
-        jax.random.split(mutation_key, numbers.mutated), space, parents, strangers
-    )
-    sampled = draw(policy, params, policy_key, numbers.sampled)
+    mutants = jax.vmap(mutate, in_axes=(0, None, 0, 0))(chances, space, parents, strangers)
+    sampled = policy.sample(params, policy_key, task_id, numbers.sampled).actions
     brought = jnp.concatenate([suggestions.designs, sampled, mutants[:half]])
     designs = jnp.concatenate([brought, drawn, mutants[half:]])
     return designs, jnp.arange(len(designs)) >= len(brought)
@@ -158,21 +153,19 @@ def choose(
     return jax.lax.scan(choose_next, start, num_made + jnp.arange(number))[1]
 
 
-def mutate(key: PRNGKey, space: SearchSpace, parent: Array, stranger: Array) -> Array:
+def mutate(chances: Array, space: SearchSpace, parent: Array, stranger: Array) -> Array:
     """Returns a design with another choice for one active decision (unbatched; callers vmap).
 
     Args:
-      key: chooses decision and choice.
+      chances: [D + 1], uniform in [0, 1): the largest chooses the decision, the last the choice.
       space: the search space.
       parent: int32 [D].
       stranger: int32 [D], a design whose choices decisions take that become active by it.
     """
     num_choices = jnp.asarray(space.action_mask).sum(1)
     active = are_active(space, parent)
-    decision_key, choice_key = jax.random.split(key)
-    may_change = jnp.where(active & (num_choices > 1), 0.0, -jnp.inf)
-    d = jax.random.categorical(decision_key, may_change)
-    shift = jax.random.randint(choice_key, (), 1, jnp.maximum(num_choices[d], 2))
+    d = jnp.argmax(jnp.where(active & (num_choices > 1), chances[:-1], -1.0))
+    shift = 1 + index(chances[-1], num_choices[d] - 1)
     changed = parent.at[d].set((parent[d] + shift) % num_choices[d])
     now_active = are_active(space, changed)
     return jnp.where(now_active, jnp.where(active, changed, stranger), 0)

@@ -7,7 +7,7 @@ arXiv:1803.02780): a skip connection around the recurrent cell lets the marginal
 be learnt easily. Neither paper gives sizes; the defaults here are ours.
 """
 
-import math
+import functools
 from typing import NamedTuple
 
 import chex
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mnms_jax.randomness import draw
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, Policy, PolicyOutput, PRNGKey
 
@@ -92,8 +93,10 @@ def make_policy(
         assert isinstance(weights, _Weights)
         return weights
 
-    def sample(params: Params, key: PRNGKey, task_id: Array) -> PolicyOutput:
-        return _sample(space, weigh(params), key, task_id)
+    def sample(params: Params, key: PRNGKey, task_id: Array, number: int) -> PolicyOutput:
+        weights = weigh(params)
+        roll = functools.partial(_sample, space, weights, _project(weights, task_id))
+        return jax.vmap(roll)(_draw_noise(space, key, number))
 
     def evaluate(params: Params, actions: Array, task_id: Array) -> PolicyOutput:
         chex.assert_rank([actions, task_id], [1, 0])
@@ -106,10 +109,9 @@ def make_random_policy(space: SearchSpace) -> Policy:
     """Returns the policy of random search: uniform over the choices of every active decision."""
     shape = (space.num_decisions, space.max_choices)
 
-    def sample(params: Params, key: PRNGKey, task_id: Array) -> PolicyOutput:
-        draw = jax.vmap(_draw, in_axes=(None, 0, 0, 0))
-        actions = draw(key, jnp.arange(shape[0]), jnp.zeros(shape), jnp.asarray(space.action_mask))
-        return evaluate(params, actions, task_id)
+    def sample(params: Params, key: PRNGKey, task_id: Array, number: int) -> PolicyOutput:
+        actions = jnp.argmax(_draw_noise(space, key, number), axis=-1)
+        return jax.vmap(evaluate, in_axes=(None, 0, None))(params, actions, task_id)
 
     def evaluate(params: Params, actions: Array, task_id: Array) -> PolicyOutput:
         del params
@@ -131,9 +133,8 @@ def choice_frequencies(
 
     A row sums to the share of designs in which its decision is active.
     """
-    keys = jax.random.split(key, num_samples)
-    sample = jax.jit(jax.vmap(policy.sample, in_axes=(None, 0, None)))
-    actions = np.asarray(sample(params, keys, jnp.int32(task_id)).actions)
+    sample = jax.jit(policy.sample, static_argnums=3)
+    actions = np.asarray(sample(params, key, jnp.int32(task_id), num_samples).actions)
     taken = actions[..., None] == np.arange(space.max_choices)
     return np.mean(taken & space.active(actions)[..., None], axis=0)
 
@@ -151,11 +152,11 @@ class _PolicyNetwork(nn.Module):
 
     @nn.compact
     def __call__(self) -> _Weights:
+        scale = self.init_scale
+        uniform = functools.partial(jax.random.uniform, minval=-scale, maxval=scale)
+
         def init(key: PRNGKey, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-            # The same numbers as of this shape, in a program that compiles in a third of the time.
-            size = (math.prod(shape),)
-            flat = jax.random.uniform(key, size, dtype, -self.init_scale, self.init_scale)
-            return flat.reshape(shape)
+            return draw(key, shape, uniform).astype(dtype)
 
         size = (self.space.num_decisions, self.space.max_choices)
         inputs = self.action_embedding_size + self.task_embedding_size
@@ -190,16 +191,24 @@ class _PolicyNetwork(nn.Module):
         )
 
 
-def _sample(space: SearchSpace, weights: _Weights, key: PRNGKey, task_id: Array) -> PolicyOutput:
-    inputs = _project(weights, task_id)
-    mask, required = jnp.asarray(space.action_mask), jnp.asarray(_required_actions(space))
+def _draw_noise(space: SearchSpace, key: PRNGKey, number: int) -> Array:
+    """Returns what makes the largest logit a draw of a choice, [number, D, C]; -inf at no choice.
+
+    An action of logits is drawn by the largest sum of a logit and standard Gumbel noise.
+    """
+    noise = draw(key, (number, space.num_decisions, space.max_choices), jax.random.gumbel)
+    return jnp.where(jnp.asarray(space.action_mask), noise, -jnp.inf)
+
+
+def _sample(space: SearchSpace, weights: _Weights, inputs: _Inputs, noise: Array) -> PolicyOutput:
+    required = jnp.asarray(_required_actions(space))
 
     def step(rollout: _Rollout, d: Array) -> tuple[_Rollout, Array]:
         gates = inputs.action_gates[d, rollout.previous] + inputs.task_gates
         carry = _lstm(weights, rollout.carry, gates)
         logits = inputs.action_logits[d, rollout.previous] + inputs.task_logits[d]
         logits += carry[1] @ weights.head_recurrent[d]
-        action = _draw(key, d, logits, mask[d])
+        action = jnp.argmax(logits + noise[d]).astype(jnp.int32)
         action = jnp.where(_is_active(required[d], rollout.actions), action, 0)
         return _Rollout(carry, action, rollout.actions.at[d].set(action)), logits
 
@@ -280,12 +289,6 @@ def _is_active(required: Array, actions: Array) -> Array:
 def are_active(space: SearchSpace, actions: Array) -> Array:
     """Returns which decisions are active, bool [D], in a design [D]."""
     return jax.vmap(_is_active, in_axes=(0, None))(jnp.asarray(_required_actions(space)), actions)
-
-
-def _draw(key: PRNGKey, d: Array, logits: Array, mask: Array) -> Array:
-    """Draws an action of decision d from logits [C], of which the mask leaves its choices."""
-    logits = jnp.where(mask, logits, -jnp.inf)
-    return jax.random.categorical(jax.random.fold_in(key, d), logits).astype(jnp.int32)
 
 
 def _score(space: SearchSpace, logits: Array, actions: Array) -> PolicyOutput:

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from mnms_jax.candidates import mutate
 from mnms_jax.controller import make_random_policy
 from mnms_jax.learner import make_null_learner
+from mnms_jax.randomness import draw, index
 from mnms_jax.replay import ReplayBank
 from mnms_jax.search import Proposal, Search, SearchState, make_search
 from mnms_jax.space import SearchSpace
-from mnms_jax.types import Array, PRNGKey
+from mnms_jax.types import Array
 
 _BREED = 2  # use of a round's key, beside those of any search
 
@@ -46,21 +47,20 @@ def make_evolution(
         replay_capacity=population_size,
     )
 
-    def breed(key: PRNGKey, replay: ReplayBank, task_id: Array, stranger: Array) -> Array:
+    def breed(chances: Array, replay: ReplayBank, task_id: Array, stranger: Array) -> Array:
         """Returns a child's actions, int32 [D]; the stranger is a random design."""
-        sample_key, mutation_key = jax.random.split(key)
-        drawn = jax.random.randint(sample_key, (sample_size,), 0, replay.rewards.shape[1])
+        drawn = index(chances[:sample_size], replay.rewards.shape[1])
         rewards = replay.rewards[task_id, drawn]
         best = drawn[jnp.argmax(jnp.where(jnp.isnan(rewards), -jnp.inf, rewards))]
-        child = mutate(mutation_key, space, replay.actions[task_id, best], stranger)
+        child = mutate(chances[sample_size:], space, replay.actions[task_id, best], stranger)
         return jnp.where(replay.size[task_id] < population_size, stranger, child)
 
     def ask(state: SearchState) -> Proposal:
         proposal = random.ask(state)
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _BREED)
-        keys = jax.random.split(key, proposal.task_ids.size)
+        chances = draw(key, (proposal.task_ids.size, sample_size + space.num_decisions + 1))
         over_trials = jax.vmap(breed, in_axes=(0, None, 0, 0))
-        children = over_trials(keys, state.replay, proposal.task_ids, proposal.actions)
+        children = over_trials(chances, state.replay, proposal.task_ids, proposal.actions)
         return proposal._replace(actions=children)
 
     return Search(random.init, jax.jit(ask), random.tell)

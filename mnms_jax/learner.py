@@ -255,9 +255,11 @@ def make_trpo_learner(
         batch: Batch,
     ) -> tuple[Params, Any, Metrics]:
         advantages = _own_advantages(advantage, baseline, replay, batch)
-        task_ids = jnp.tile(batch.task_ids, num_probes)
-        keys = jax.random.split(key, task_ids.size)
-        probes = jax.vmap(policy.sample, in_axes=(None, 0, 0))(params, keys, task_ids)
+        task_ids = jnp.repeat(batch.task_ids, num_probes)
+        keys = jax.random.split(key, batch.task_ids.size)
+        sample = jax.vmap(policy.sample, in_axes=(None, 0, 0, None))
+        probes = sample(params, keys, batch.task_ids, num_probes)
+        probes = jax.tree.map(jnp.concatenate, probes)
         start, unravel = ravel_pytree(params)
 
         def loss_fn(flat: Array) -> tuple[Array, Metrics]:

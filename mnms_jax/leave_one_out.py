@@ -172,9 +172,10 @@ def table_objective(benchmark: TableBenchmark) -> Objective:
         def evaluate(requests: Sequence[Request]) -> Generator[tuple[int, TrialResult]]:
             for index, request in enumerate(requests):
                 key = jax.random.fold_in(task_key(seed, request.task_name), request.trial)
+                chance = jax.random.uniform(key)
                 task_id = benchmark.task_names.index(request.task_name)
                 actions = jnp.asarray(benchmark.space.encode(request.design))
-                reward = float(draw(benchmark.table, key, jnp.int32(task_id), actions))
+                reward = float(draw(benchmark.table, chance, jnp.int32(task_id), actions))
                 failed = None if np.isfinite(reward) else "failed"
                 result = TrialResult(None if failed else reward, failed, 0.0, 0, "table")
                 yield index, result

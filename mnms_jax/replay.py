@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from mnms_jax.randomness import draw, index
 from mnms_jax.types import Array, PRNGKey
 
 
@@ -135,7 +136,7 @@ def sample(replay: ReplayBank, key: PRNGKey, batch_size: int) -> Batch:
     num_tasks, capacity = replay.rewards.shape
     each = max(batch_size // num_tasks, 1)
     stored = jnp.minimum(replay.size, capacity)
-    slots = jax.random.randint(key, (num_tasks, each), 0, jnp.maximum(stored, 1)[:, None])
+    slots = index(draw(key, (num_tasks, each)), stored[:, None])
     task_ids = jnp.repeat(jnp.arange(num_tasks, dtype=jnp.int32), each)
     where = (task_ids, slots.reshape(-1))
     return Batch(task_ids, replay.actions[where], replay.log_probs[where], replay.rewards[where])

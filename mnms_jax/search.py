@@ -93,7 +93,7 @@ def make_search(
     capacity = max(replay_capacity, trials_per_task)
     # Not on a device, so that searches can be made while others are traced.
     task_ids = np.tile(np.arange(num_tasks, dtype=np.int32), trials_per_task)
-    sample = jax.vmap(policy.sample, in_axes=(None, 0, 0))
+    sample = jax.vmap(policy.sample, in_axes=(None, 0, 0, None))
     evaluate = jax.vmap(policy.evaluate, in_axes=(None, 0, 0))
     if ranker is not None:
         choose_for = _make_chooser(space, policy, ranker, trials_per_task, numbers, num_suggested)
@@ -111,15 +111,17 @@ def make_search(
         )
 
     def ask(state: SearchState, pending: ReplayBank | None = None) -> Proposal:
-        key, ids = _round_key(state, _ASK), jnp.asarray(task_ids)
+        ids = jnp.asarray(task_ids)
         if ranker is None:
-            output = sample(state.params, jax.random.split(key, task_ids.size), ids)
+            keys = jax.random.split(_round_key(state, _ASK), num_tasks)
+            output = sample(state.params, keys, jnp.arange(num_tasks), trials_per_task)
+            output = jax.tree.map(_take_turns, output)
         else:
             others = _expectations(space, state, num_tasks)
             most = _most_trials(state, num_tasks)
             # [T, trials_per_task, D]
             actions = choose_for(state, pending, others, most, jnp.arange(num_tasks))
-            output = evaluate(state.params, jnp.concatenate(jnp.swapaxes(actions, 0, 1)), ids)
+            output = evaluate(state.params, _take_turns(actions), ids)
         return Proposal(ids, output.actions, output.log_probs)
 
     def tell(state: SearchState, proposal: Proposal, rewards: Array) -> tuple[SearchState, Metrics]:
@@ -195,6 +197,11 @@ def pending_trials(
 
 def _round_key(state: SearchState, use: int) -> PRNGKey:
     return jax.random.fold_in(jax.random.fold_in(state.key, state.step), use)
+
+
+def _take_turns(by_task: Array) -> Array:
+    """Returns arrays of n trials of each task, [T, n, ...], in a round's order, [nT, ...]."""
+    return jnp.concatenate(jnp.swapaxes(by_task, 0, 1))
 
 
 def _trials(replay: ReplayBank, task_id: Array | int) -> Trials:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnms_jax.devices import map_trials, trial_sharding
+from mnms_jax.randomness import draw
 from mnms_jax.search import Search, SearchState
 from mnms_jax.tabular import RewardTable, TableBenchmark, draw_reward
 from mnms_jax.types import Array, PRNGKey
@@ -38,12 +39,12 @@ def play(
       key: of the search and of the table's noise.
     """
     init_key, rounds_key = jax.random.split(key)
-    draw = jax.vmap(draw_reward, in_axes=(None, 0, 0, 0))
+    draw_rewards = jax.vmap(draw_reward, in_axes=(None, 0, 0, 0))
 
     def step(state: SearchState, round_key: PRNGKey) -> tuple[SearchState, Played]:
         proposal = search.ask(state)
-        keys = jax.random.split(round_key, proposal.task_ids.size)
-        rewards = draw(table, keys, task_ids[proposal.task_ids], proposal.actions)
+        chances = draw(round_key, proposal.task_ids.shape)
+        rewards = draw_rewards(table, chances, task_ids[proposal.task_ids], proposal.actions)
         state, _ = search.tell(state, proposal, rewards)
         return state, Played(proposal.actions, rewards)
 

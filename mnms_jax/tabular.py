@@ -4,12 +4,12 @@ import math
 from typing import NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mnms_jax.randomness import index
 from mnms_jax.space import SearchSpace
-from mnms_jax.types import AnyArray, Array, PRNGKey
+from mnms_jax.types import AnyArray, Array
 
 
 class RewardTable(NamedTuple):
@@ -64,7 +64,7 @@ def find_row(table: RewardTable, actions: Array) -> Array:
     return jnp.asarray(table.rows)[jnp.sum(actions * jnp.asarray(table.strides))]
 
 
-def draw_reward(table: RewardTable, key: PRNGKey, task_id: Array, actions: Array) -> Array:
+def draw_reward(table: RewardTable, chance: Array, task_id: Array, actions: Array) -> Array:
     """Returns the reward of one trial, as `Search.tell` takes it (unbatched; callers vmap).
 
     One of the design's seeds is drawn, all being equally likely, so that trials of one design
@@ -72,7 +72,7 @@ def draw_reward(table: RewardTable, key: PRNGKey, task_id: Array, actions: Array
 
     Args:
       table: the known rewards.
-      key: of this trial; it chooses the seed.
+      chance: float32 [], of this trial, uniform in [0, 1); it chooses the seed.
       task_id: int32 [].
       actions: int32 [D].
 
@@ -81,4 +81,4 @@ def draw_reward(table: RewardTable, key: PRNGKey, task_id: Array, actions: Array
     """
     row = find_row(table, actions)
     most = jnp.maximum(jnp.asarray(table.num_seeds)[task_id, row], 1)
-    return jnp.asarray(table.rewards)[task_id, row, jax.random.randint(key, (), 0, most)]
+    return jnp.asarray(table.rewards)[task_id, row, index(chance, most)]

@@ -316,7 +316,7 @@ def _for_tasks(policy: Policy, rows: tuple[int, ...]) -> Policy:
 
     return Policy(
         policy.init,
-        lambda params, key, task_id: policy.sample(params, key, row(task_id)),
+        lambda params, key, task_id, number: policy.sample(params, key, row(task_id), number),
         lambda params, actions, task_id: policy.evaluate(params, actions, row(task_id)),
     )
 

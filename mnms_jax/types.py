@@ -77,11 +77,17 @@ class PolicyOutput(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """A controller's policy as pure functions (unbatched; callers vmap)."""
+    """A controller's policy as pure functions, of one task; callers vmap.
+
+    Attributes:
+      init: key -> params.
+      sample: params, key, task_id [], static number M -> M rollouts, each array with a first axis.
+      evaluate: params, actions [D], task_id [] -> the rollout that takes these actions.
+    """
 
     init: Callable[[PRNGKey], Params]
-    sample: Callable[[Params, PRNGKey, Array], PolicyOutput]  # params, key, task_id []
-    evaluate: Callable[[Params, Array, Array], PolicyOutput]  # params, actions [D], task_id []
+    sample: Callable[[Params, PRNGKey, Array, int], PolicyOutput]
+    evaluate: Callable[[Params, Array, Array], PolicyOutput]
 
 
 class WarmStart(NamedTuple):

@@ -25,11 +25,11 @@ def designs_of(space):
 def test_a_mutant_differs_in_one_active_decision(key):
     """In the toy space, b hangs on a, and c on b."""
     designs = sorted(designs_of(SPACE))
-    children = jax.jit(jax.vmap(lambda key, parent, stranger: mutate(key, SPACE, parent, stranger)))
+    children = jax.jit(jax.vmap(lambda *args: mutate(args[0], SPACE, *args[1:])))
     for parent in designs:
-        keys = jax.random.split(key, 200)
+        chances = jax.random.uniform(key, (200, 4))
         strangers = jnp.array(designs)[jax.random.randint(key, (200,), 0, len(designs))]
-        mutants = np.asarray(children(keys, jnp.tile(jnp.array(parent), (200, 1)), strangers))
+        mutants = np.asarray(children(chances, jnp.tile(jnp.array(parent), (200, 1)), strangers))
         assert {tuple(row) for row in mutants.tolist()} <= set(designs) - {parent}
         was, now = SPACE.active(np.array(parent)), SPACE.active(mutants)
         changed = (mutants != np.array(parent)) & was & now

@@ -18,7 +18,7 @@ from mnms_jax.training.fit import Request, Trainer
 
 def random_design(key, **changes):
     family = make_cell_family()
-    actions = make_random_policy(family.space).sample({}, key, jnp.int32(0)).actions
+    actions = make_random_policy(family.space).sample({}, key, jnp.int32(0), 1).actions[0]
     return {**family.space.decode(np.asarray(actions)), **changes}
 
 

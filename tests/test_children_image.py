@@ -134,9 +134,8 @@ def test_any_design_gives_finite_logits_and_gradients(preset, key):
     batch = np.random.default_rng(0).integers(256, size=(4, 11, 11, 1), dtype=np.uint8)
     statistics = PixelStatistics(jnp.full(1, 127.0), jnp.full(1, 73.0))
     policy = make_random_policy(family.space)
-    for number in range(12):
-        actions = policy.sample({}, jax.random.fold_in(key, number), jnp.int32(0)).actions
-        spec = family.make_spec(family.space.decode(np.asarray(actions)))
+    for actions in np.asarray(policy.sample({}, key, jnp.int32(0), 12).actions):
+        spec = family.make_spec(family.space.decode(actions))
         model = make_image_model(spec.architecture, 3)
         variables = model.init(jnp.uint32(1), batch, statistics, spec.hyperparameters)
         assert set(variables["params"]) == set(spec.optimizers)

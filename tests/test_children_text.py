@@ -26,9 +26,8 @@ wide_learning_rate wide_regularization samples""".split()
 
 
 def random_designs(space, number, seed=0):
-    keys = jax.random.split(jax.random.key(seed), number)
     sample = make_random_policy(space).sample
-    actions = jax.vmap(lambda key: sample({}, key, jnp.int32(0)).actions)(keys)
+    actions = sample({}, jax.random.key(seed), jnp.int32(0), number).actions
     return [space.decode(row) for row in np.asarray(actions)]
 
 

@@ -22,11 +22,13 @@ def policy(request):
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_evaluate_agrees_with_sample(policy, key, jit):
-    wrap = jax.jit if jit else lambda f: f
+    sample, evaluate = policy.sample, jax.vmap(policy.evaluate, in_axes=(None, 0, None))
+    if jit:
+        sample, evaluate = jax.jit(sample, static_argnums=3), jax.jit(evaluate)
     params = policy.init(key)
-    for seed in range(5):
-        sampled = wrap(policy.sample)(params, jax.random.key(seed), jnp.int32(seed % 2))
-        again = wrap(policy.evaluate)(params, sampled.actions, jnp.int32(seed % 2))
+    for task_id in (0, 1):
+        sampled = sample(params, key, jnp.int32(task_id), 5)
+        again = evaluate(params, sampled.actions, jnp.int32(task_id))
         np.testing.assert_array_equal(sampled.actions, again.actions)
         np.testing.assert_allclose(sampled.log_probs, again.log_probs, atol=1e-6)
         np.testing.assert_allclose(sampled.entropy, again.entropy, atol=1e-6)
@@ -53,18 +55,29 @@ def roll_plainly(space, params, task_id, choose):
 def test_sample_and_evaluate_are_the_plain_recurrence(key):
     policy = make_policy(TEXT_SPACE, 3, init_scale=0.5)
     params = policy.init(key)
-    for seed in range(3):
-        sample_key = jax.random.key(seed)
+    for task_id in range(3):
+        sampled = jax.jit(policy.sample, static_argnums=3)(params, key, jnp.int32(task_id), 4)
+        evaluated = jax.jit(jax.vmap(policy.evaluate, in_axes=(None, 0, None)))(
+            params, sampled.actions, jnp.int32(task_id)
+        )
+        for i, taken in enumerate(sampled.actions.tolist()):
+            _, log_probs = roll_plainly(TEXT_SPACE, params, task_id, lambda d, _, a=taken: a[d])
+            for output in (sampled, evaluated):
+                np.testing.assert_array_equal(output.actions[i], taken)
+                np.testing.assert_allclose(output.log_probs[i], log_probs, atol=1e-5)
 
-        def draw(d, logits, key=sample_key):
-            return jax.random.categorical(jax.random.fold_in(key, d), logits)
 
-        actions, log_probs = roll_plainly(TEXT_SPACE, params, seed, draw)
-        sampled = jax.jit(policy.sample)(params, sample_key, jnp.int32(seed))
-        evaluated = jax.jit(policy.evaluate)(params, actions, jnp.int32(seed))
-        for output in (sampled, evaluated):
-            np.testing.assert_array_equal(output.actions, actions)
-            np.testing.assert_allclose(output.log_probs, log_probs, atol=1e-5)
+def test_samples_are_as_likely_as_they_say(policy, key):
+    params = policy.init(key)
+    output = jax.jit(policy.sample, static_argnums=3)(params, key, jnp.int32(1), 20_000)
+    designs, first, counts = np.unique(
+        output.actions, axis=0, return_index=True, return_counts=True
+    )
+    assert len(designs) == len(list(all_canonical(SPACE)))
+    likely = np.exp(np.asarray(output.log_probs).sum(1))[first]
+    # Four standard deviations of a binomial count.
+    tolerance = 4 * np.sqrt(20_000 * likely * (1 - likely))
+    assert (abs(counts - 20_000 * likely) < tolerance).all()
 
 
 @pytest.mark.parametrize("space", [SPACE, TEXT_SPACE])
@@ -90,8 +103,7 @@ def test_probabilities_over_the_whole_space_sum_to_one(policy, key):
 
 def test_inactive_decisions_cost_nothing_and_take_their_first_choice(policy, key):
     params = policy.init(key)
-    keys = jax.random.split(key, 200)
-    output = jax.vmap(policy.sample, (None, 0, None))(params, keys, jnp.int32(0))
+    output = policy.sample(params, key, jnp.int32(0), 200)
     active = SPACE.active(output.actions)
     assert active[:, 1:].any() and not active[:, 1:].all()
     for rows in (output.actions, output.log_probs, output.entropy):

@@ -162,8 +162,8 @@ def test_a_controller_comes_back(tmp_path, key):
     (tmp_path / "controller.json").write_text(json.dumps(description))
     assert load_controller(tmp_path).skip_connection is None
     assert again.space.fingerprint == SPACE.fingerprint
-    restored = make_policy(again.space, 2).sample(again.params, key, jnp.int32(1))
-    for a, b in zip(restored, policy.sample(params, key, jnp.int32(1)), strict=True):
+    restored = make_policy(again.space, 2).sample(again.params, key, jnp.int32(1), 3)
+    for a, b in zip(restored, policy.sample(params, key, jnp.int32(1), 3), strict=True):
         np.testing.assert_array_equal(a, b)
     assert jax.tree.structure(again.params) == jax.tree.structure(params)
 

@@ -12,7 +12,7 @@ import mnms_jax
 
 ROOT = pathlib.Path(mnms_jax.__file__).parent
 # Arrows point up this list only.
-ORDER = """types space reward tabular controller replay advantage losses learner gaussian_process
+ORDER = """types space randomness reward tabular controller replay advantage losses learner gaussian_process
 reward_model ranker candidates search evolution transfer migrate children.ragged children.layers
 children.dense children.text children.image children.operations children.cells children.mlp
 training.optimizer devices simulate training.plan training.program training.judge training.pool

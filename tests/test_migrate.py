@@ -62,7 +62,7 @@ def test_known_rows_are_kept_and_the_others_fresh(key):
             assert moved["head_bias"][d, c] == source["head_bias"][i, j]
     for name in ("task_embedding", "first_input"):
         np.testing.assert_array_equal(moved[name], params[name])
-    output = make_policy(NEW, 2).sample(moved, key, jnp.int32(1))
+    output = make_policy(NEW, 2).sample(moved, key, jnp.int32(1), 1)
     assert np.isfinite(output.log_probs).all()
 
 
@@ -72,7 +72,7 @@ def test_an_unchanged_space_changes_nothing(key):
     moved = migrate_params(match_spaces(OLD, OLD, {}), params, fresh)
     sample = make_policy(OLD, 2).sample
     for a, b in zip(
-        sample(moved, key, jnp.int32(0)), sample(params, key, jnp.int32(0)), strict=True
+        sample(moved, key, jnp.int32(0), 3), sample(params, key, jnp.int32(0), 3), strict=True
     ):
         np.testing.assert_array_equal(a, b)
 

@@ -87,9 +87,8 @@ def test_the_controller_learns_both_tasks(learner, advantage):
     state, rewards = run(search, 60)
     _, uniform = run(build("random")[1], 60)
     assert float(rewards[-10:].mean()) > float(uniform.mean()) + 0.15
-    keys = jax.random.split(jax.random.key(1), 200)
     taken = [
-        jax.vmap(policy.sample, (None, 0, None))(state.params, keys, jnp.int32(t)).actions[:, 0]
+        policy.sample(state.params, jax.random.key(1), jnp.int32(t), 200).actions[:, 0]
         for t in range(NUM_TASKS)
     ]
     assert float(jnp.mean(taken[0] == 2)) > 0.6  # a=3 is best on task 0 alone
@@ -263,7 +262,7 @@ def test_a_task_learns_from_the_others_trials_as_far_as_they_fit(related, key):
         )
     proposal = search.ask(state)
     likeness = jnp.sum(proposal.actions[proposal.task_ids == 1], 1) / 16
-    assert (likeness > 0.8).all() if related else (likeness < 0.5).all()
+    assert likeness.mean() > 0.7 if related else likeness.mean() < 0.3  # .5 by chance
 
 
 def ranked():

@@ -45,36 +45,36 @@ def test_rows_are_found_alike_alone_batched_and_compiled():
 
 
 def test_each_seed_is_drawn_equally_often(key):
-    keys = jax.random.split(key, 6000)
+    chances = jax.random.uniform(key, (6000,))
     draw = jax.jit(jax.vmap(draw_reward, in_axes=(None, 0, None, None)))
     for cell, expected in [((0, 0), [0.1, 0.2, 0.3]), ((0, 1), [0.4]), ((0, 2), [0.5, 0.6])]:
-        rewards = np.asarray(draw(TABLE, keys, jnp.int32(0), jnp.array(cell)))
+        rewards = np.asarray(draw(TABLE, chances, jnp.int32(0), jnp.array(cell)))
         values, counts = np.unique(rewards, return_counts=True)
         np.testing.assert_allclose(values, expected, rtol=1e-6)
         # Four standard deviations of a binomial count.
         share = 1 / len(expected)
         tolerance = 4 * np.sqrt(6000 * share * (1 - share))
         np.testing.assert_allclose(counts, 6000 * share, atol=tolerance)
-    rewards = np.asarray(draw(TABLE, keys, jnp.int32(1), jnp.array((0, 0))))
+    rewards = np.asarray(draw(TABLE, chances, jnp.int32(1), jnp.array((0, 0))))
     np.testing.assert_allclose(rewards, 1.1, rtol=1e-6)
 
 
 def test_a_failed_seed_fails_and_so_does_a_design_that_is_missing(key):
-    keys = jax.random.split(key, 3000)
+    chances = jax.random.uniform(key, (3000,))
     draw = jax.jit(jax.vmap(draw_reward, in_axes=(None, 0, None, None)))
-    failed = np.isnan(draw(TABLE, keys, jnp.int32(0), jnp.array((1, 1))))
+    failed = np.isnan(draw(TABLE, chances, jnp.int32(0), jnp.array((1, 1))))
     assert 0.28 < failed.mean() < 0.39  # one of three; four standard deviations
-    assert np.isnan(draw(TABLE, keys, jnp.int32(1), jnp.array((1, 1)))).all()
-    assert np.isnan(draw(TABLE, keys, jnp.int32(0), jnp.array((1, 2)))).all()
+    assert np.isnan(draw(TABLE, chances, jnp.int32(1), jnp.array((1, 1)))).all()
+    assert np.isnan(draw(TABLE, chances, jnp.int32(0), jnp.array((1, 2)))).all()
 
 
-def test_a_draw_depends_on_its_key_alone(key):
-    keys = jax.random.split(key, 8)
+def test_a_draw_depends_on_its_chance_alone(key):
+    chances = jax.random.uniform(key, (8,))
     actions = jnp.tile(jnp.array([[0, 0], [0, 2]]), (4, 1))
     tasks = jnp.zeros(8, jnp.int32)
-    together = jax.vmap(draw_reward, in_axes=(None, 0, 0, 0))(TABLE, keys, tasks, actions)
+    together = jax.vmap(draw_reward, in_axes=(None, 0, 0, 0))(TABLE, chances, tasks, actions)
     draw = jax.jit(draw_reward)
-    alone = [draw(TABLE, k, t, a) for k, t, a in zip(keys, tasks, actions, strict=True)]
+    alone = [draw(TABLE, c, t, a) for c, t, a in zip(chances, tasks, actions, strict=True)]
     np.testing.assert_array_equal(together, np.array(alone))
 
 
@@ -97,9 +97,9 @@ def test_a_whole_search_is_one_scan(key):
     def play(table, seed_key):
         def step(state, round_key):
             proposal = search.ask(state)
-            keys = jax.random.split(round_key, len(proposal.task_ids))
+            chances = jax.random.uniform(round_key, proposal.task_ids.shape)
             rewards = jax.vmap(draw_reward, in_axes=(None, 0, 0, 0))(
-                table, keys, proposal.task_ids, proposal.actions
+                table, chances, proposal.task_ids, proposal.actions
             )
             state, _ = search.tell(state, proposal, rewards)
             return state, (proposal, rewards)

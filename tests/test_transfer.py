@@ -131,7 +131,7 @@ def test_an_inferred_embedding_moves_with_the_rewards(key):
     before = search.init(key).params["task_embedding"]
     assert np.isfinite(state.params["task_embedding"]).all()
     assert not np.array_equal(before[2], state.params["task_embedding"][2])
-    assert policy.sample(state.params, key, jnp.int32(0)).actions.shape == (4,)
+    assert policy.sample(state.params, key, jnp.int32(0), 3).actions.shape == (3, 4)
 
 
 def test_sources_help_at_once_and_useless_ones_are_found_out(key):

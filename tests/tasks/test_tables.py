@@ -158,7 +158,7 @@ def test_draws_are_of_the_design_and_task(name: str, key: jax.Array) -> None:
     actions = rng.integers(sizes, size=(500, len(sizes))).astype(np.int32)
     tasks = rng.integers(len(benchmark.task_names), size=500).astype(np.int32)
     draw = jax.jit(jax.vmap(draw_reward, in_axes=(None, 0, 0, 0)))
-    rewards = np.asarray(draw(benchmark.table, jax.random.split(key, 500), tasks, actions))
+    rewards = np.asarray(draw(benchmark.table, jax.random.uniform(key, (500,)), tasks, actions))
     rows = benchmark.table.rows[np.ravel_multi_index(tuple(actions.T), sizes)]
     runs = benchmark.table.rewards[tasks, rows]
     lacking = rows == benchmark.table.rewards.shape[1] - 1
