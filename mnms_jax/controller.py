@@ -201,15 +201,13 @@ def _draw_noise(space: SearchSpace, key: PRNGKey, number: int) -> Array:
 
 
 def _sample(space: SearchSpace, weights: _Weights, inputs: _Inputs, noise: Array) -> PolicyOutput:
-    required = jnp.asarray(_required_actions(space))
-
     def step(rollout: _Rollout, d: Array) -> tuple[_Rollout, Array]:
         gates = inputs.action_gates[d, rollout.previous] + inputs.task_gates
         carry = _lstm(weights, rollout.carry, gates)
         logits = inputs.action_logits[d, rollout.previous] + inputs.task_logits[d]
         logits += carry[1] @ weights.head_recurrent[d]
         action = jnp.argmax(logits + noise[d]).astype(jnp.int32)
-        action = jnp.where(_is_active(required[d], rollout.actions), action, 0)
+        action = jnp.where(are_active(space, rollout.actions)[d], action, 0)
         return _Rollout(carry, action, rollout.actions.at[d].set(action)), logits
 
     actions = jnp.zeros(space.num_decisions, jnp.int32)
@@ -280,15 +278,16 @@ def _required_actions(space: SearchSpace) -> np.ndarray:
     return required
 
 
-def _is_active(required: Array, actions: Array) -> Array:
-    """Returns whether a decision is active, for its required actions [D, C], in a design [D]."""
-    taken = jax.nn.one_hot(actions, required.shape[1], dtype=bool)
-    return ~jnp.any(taken & ~required)
-
-
 def are_active(space: SearchSpace, actions: Array) -> Array:
-    """Returns which decisions are active, bool [D], in a design [D]."""
-    return jax.vmap(_is_active, in_axes=(0, None))(jnp.asarray(_required_actions(space)), actions)
+    """Returns which decisions are active, bool [D], in a design [D]; any action of inactive ones.
+
+    Whether d is active depends on decisions before it alone.
+    """
+    forbidding = ~_required_actions(space)
+    if not forbidding.any():  # else XLA takes seconds to find out
+        return jnp.ones(space.num_decisions, bool)
+    taken = jax.nn.one_hot(actions, space.max_choices)
+    return jnp.einsum("pc,dpc->d", taken, forbidding.astype(np.float32)) == 0
 
 
 def _score(space: SearchSpace, logits: Array, actions: Array) -> PolicyOutput:

@@ -12,17 +12,17 @@ import mnms_jax
 
 ROOT = pathlib.Path(mnms_jax.__file__).parent
 # Arrows point up this list only.
-ORDER = """types space randomness reward tabular controller replay advantage losses learner gaussian_process
-reward_model ranker candidates search evolution transfer migrate children.ragged children.layers
-children.dense children.text children.image children.operations children.cells children.mlp
-training.optimizer devices simulate training.plan training.program training.judge training.pool
-training.executables training.fit training.ray_trainer tasks.splits tasks.text tasks.traits
-tasks.packaged tasks.pickles tasks.columns tasks.records tasks.files tasks.images tasks.table_files
-tasks.tables tasks.embeddings tasks.sentences tasks.tfds_specs tasks.tfds_folders tasks.tfds
-tasks.inputs tasks.image_inputs tasks.record_inputs tasks.reference tasks.registry config store
-artifact export predictions stablehlo saved_controller bench executor sources sinks tracking report
-card methods optuna_bridge optuna_sampler strategies comparison tabular_experiment charts page
-figures journal run lockstep leave_one_out history analysis search_charts drawing html_report
+ORDER = """types space randomness reward tabular controller replay advantage losses learner
+gaussian_process reward_model ranker candidates search evolution transfer migrate children.ragged
+children.layers children.dense children.text children.image children.operations children.cells
+children.mlp training.optimizer devices simulate training.plan training.program training.judge
+training.pool training.executables training.fit training.ray_trainer tasks.splits tasks.text
+tasks.traits tasks.packaged tasks.pickles tasks.columns tasks.records tasks.files tasks.images
+tasks.table_files tasks.tables tasks.embeddings tasks.sentences tasks.tfds_specs tasks.tfds_folders
+tasks.tfds tasks.inputs tasks.image_inputs tasks.record_inputs tasks.reference tasks.registry config
+store artifact export predictions stablehlo saved_controller bench executor sources sinks tracking
+report card methods optuna_bridge optuna_sampler strategies comparison tabular_experiment charts
+page figures journal run lockstep leave_one_out history analysis search_charts drawing html_report
 live_report conclusion experiment retrain schedule cli""".split()
 PURE = ORDER[: ORDER.index("training.program") + 1]
 IMPURE_LIBRARIES = {"absl", "tensorflow_datasets", "orbax", "tensorboardX", "rich", "pathlib", "os"}

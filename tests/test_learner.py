@@ -22,8 +22,9 @@ def evaluate(logits, actions, task_id):
     return PolicyOutput(actions, log_p[actions], entropy[None])
 
 
-def sample(logits, key, task_id):
-    return evaluate(logits, jax.random.categorical(key, logits)[None], task_id)
+def sample(logits, key, task_id, number):
+    actions = jax.random.categorical(key, logits, shape=(number, 1))
+    return jax.vmap(evaluate, in_axes=(None, 0, None))(logits, actions, task_id)
 
 
 # One decision, and its logits are the parameters.

@@ -341,26 +341,27 @@ def test_the_report_shows_the_same_comparison(finished, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("most", "seeds", "methods", "trials"),
-    # Two of a round's six children are done, whichever, and a trial has three: none is whole.
-    [(20, 1, "(random, cold)", 4), (45, 1, "cold, transfer, portfolio", 4), (110, 1, "", 11)],
+    ("rounds", "methods", "trials"),
+    # A seed has twelve, the first six of random and cold search.
+    [(2, "(random, cold)", 4), (8, "cold, transfer, portfolio", 4), (20, "", 11)],
 )
 def test_the_report_of_one_that_is_going_on_shows_what_there_is(
-    tmp_path, finished, most, seeds, methods, trials
+    tmp_path, finished, rounds, methods, trials
 ):
     workdir = tmp_path / "w"
+    # Two children of the next round are done, whichever, and a trial has three: none is whole.
+    most = sum(map(len, finished[1].rounds[:rounds])) + 2
     with pytest.raises(KilledError):
         run_leave_one_out(
             make_setup(Toy(most)), workdir, contenders=["transfer"], identity={"reward": "a*b"}
         )
     comparison, note = read_comparison(workdir)
-    shown = f"{seeds} of 2 seeds, "
-    assert shown in note and f"{trials} of 11 trials" in note and methods in note
+    assert "1 of 2 seeds, " in note and f" {trials} of 11 trials" in note and methods in note
     own = comparison.trials
-    assert own.rewards.shape == (3, len(own.method_names), seeds, trials)
+    assert own.rewards.shape == (3, len(own.method_names), 1, trials)
     whole = finished[2].trials
     for m, method in enumerate(own.method_names):
-        expected = whole.rewards[:, whole.method_names.index(method), :seeds, :trials]
+        expected = whole.rewards[:, whole.method_names.index(method), :1, :trials]
         np.testing.assert_array_equal(own.rewards[:, m], expected)
     text = write_report([workdir], tmp_path / "out").read_text()
     assert (

@@ -54,7 +54,7 @@ def test_it_finds_better_values_than_random_search():
     best = {}
     for sampler in (MNMSSampler, optuna.samplers.RandomSampler):
         values = []
-        for seed in range(3):
+        for seed in range(6):
             study = optuna.create_study(sampler=sampler(seed=seed))
             study.optimize(objective, n_trials=30)
             values.append(study.best_value)
