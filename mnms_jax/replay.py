@@ -51,6 +51,12 @@ def init_replay(num_tasks: int, capacity: int, num_decisions: int) -> ReplayBank
     )
 
 
+def shrink(replay: ReplayBank, capacity: int) -> ReplayBank:
+    """Returns an empty bank with no more slots than that for a task."""
+    actions, log_probs, rewards = (x[:, :capacity] for x in replay[:3])
+    return ReplayBank(actions, log_probs, rewards, replay.size)
+
+
 def add(replay: ReplayBank, batch: Batch) -> ReplayBank:
     """Adds B trials, each in place of its task's oldest once the bank is full.
 

@@ -18,8 +18,8 @@ from mnms_jax.methods import (
     make_methods,
     make_transfer_method,
 )
-from mnms_jax.replay import ReplayBank, init_replay
-from mnms_jax.search import Search, make_search
+from mnms_jax.replay import ReplayBank, init_replay, shrink
+from mnms_jax.search import Search, SearchState, make_search
 from mnms_jax.simulate import Played, Strategy, play
 from mnms_jax.space import SearchSpace
 from mnms_jax.tabular import RewardTable
@@ -184,12 +184,21 @@ def _num_rounds(setup: TableSetup) -> int:
 
 def _play_together(setup: TableSetup, search: Search) -> Strategy:
     """Returns the strategy that plays all targets at once."""
+    return lambda table, key: _play(setup, search, table, jnp.array(setup.targets), key)
 
-    def strategy(table: RewardTable, key: PRNGKey) -> Played:
-        played = play(search, table, jnp.array(setup.targets), _num_rounds(setup), key)[1]
-        return jax.tree.map(lambda x: x[:, : setup.num_trials], played)
 
-    return strategy
+def _play(
+    setup: TableSetup, search: Search, table: RewardTable, task_ids: Array, key: PRNGKey
+) -> Played:
+    num_rounds = _num_rounds(setup)
+
+    def init(key: PRNGKey) -> SearchState:
+        # A ranker takes as long for a slot that stays empty.
+        state = search.init(key)
+        return state._replace(replay=shrink(state.replay, num_rounds * setup.trials_per_round))
+
+    played = play(search._replace(init=init), table, task_ids, num_rounds, key)[1]
+    return jax.tree.map(lambda x: x[:, : setup.num_trials], played)
 
 
 def _one_by_one(
@@ -200,8 +209,8 @@ def _one_by_one(
     def play_one(task_id: Array, key: PRNGKey) -> Played:
         make_key, key = jax.random.split(key)
         search = method.make(setup.space, Sources(sources), setup.trials_per_round, make_key)
-        return play(search, table, task_id[None], _num_rounds(setup), key)[1]
+        return _play(setup, search, table, task_id[None], key)
 
     keys = jax.random.split(key, len(setup.targets))
     played = jax.vmap(play_one)(jnp.array(setup.targets), keys)
-    return jax.tree.map(lambda x: x[:, 0, : setup.num_trials], played)
+    return jax.tree.map(lambda x: x[:, 0], played)

@@ -8,6 +8,7 @@ import pytest
 
 from mnms_jax.controller import make_random_policy
 from mnms_jax.learner import make_null_learner
+from mnms_jax.methods import make_cold_search
 from mnms_jax.search import make_search
 from mnms_jax.simulate import Played, play, play_seeds, regret
 from mnms_jax.space import Decision, SearchSpace
@@ -84,6 +85,16 @@ def test_strategies_play_each_target(name, key):
     for g, task in enumerate(SETUP.targets):
         repeats = BENCHMARK.table.rewards[task, rows[g]]
         assert (repeats == np.asarray(played.rewards)[g][:, None]).any(1).all()
+
+
+def test_a_bank_without_empty_slots_changes_no_trial(key):
+    setup = SETUP._replace(num_trials=20, trials_per_round=2)
+    played = jax.jit(make_strategy("multitask", setup))(BENCHMARK.table, key)
+    search, tasks = make_cold_search(SPACE, 2, 2), jnp.array(setup.targets)
+    assert search.init(key).replay.rewards.shape[1] > 20
+    expected = jax.jit(lambda key: play(search, BENCHMARK.table, tasks, 10, key)[1])(key)
+    np.testing.assert_array_equal(played.actions, expected.actions)
+    np.testing.assert_array_equal(played.rewards, expected.rewards)
 
 
 def test_regret_is_of_the_design_that_seemed_best():

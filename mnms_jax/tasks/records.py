@@ -50,7 +50,7 @@ def to_column(values: Sequence[Any], is_number: bool | None = None) -> np.ndarra
 
     Args:
       values: of the column. None, and texts such as "", "?" and "NA", are none; so are numbers
-        beyond any use, infinity among them. True and false are texts.
+        beyond any use, infinity among them. True and false are texts, and the same in any case.
       is_number: whether it is a column of numbers; None: it is, if all values that are there are.
 
     Raises:
@@ -68,7 +68,8 @@ def to_column(values: Sequence[Any], is_number: bool | None = None) -> np.ndarra
             numbers[~(np.abs(numbers) < _LARGEST)] = math.nan
             if is_number or np.isfinite(numbers).any():
                 return numbers
-    return np.array(texts, object)
+    same = [text.lower() if text.lower() in ("true", "false") else text for text in texts]
+    return np.array(same, object)
 
 
 def is_feature(column: np.ndarray) -> bool:

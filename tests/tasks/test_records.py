@@ -37,7 +37,7 @@ STANDARD, NORMAL = RecordPreprocessing("standard"), RecordPreprocessing("normal"
         (["1", "NA", "?", "null", "-"], [1, math.nan, math.nan, math.nan, math.nan]),
         (["a", "NA", "?"], ["a", "", ""]),
         (["1", "two", ""], ["1", "two", ""]),
-        ([True, False, None], ["True", "False", ""]),
+        ([True, "TRUE", "False", None], ["true", "true", "false", ""]),
         (["", None], ["", ""]),
     ],
 )
