@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnms_jax.randomness import draw
+from mnms_jax.randomness import draw, index
 from mnms_jax.space import SearchSpace
 from mnms_jax.types import Array, Params, Policy, PolicyOutput, PRNGKey
 
@@ -95,8 +95,11 @@ def make_policy(
 
     def sample(params: Params, key: PRNGKey, task_id: Array, number: int) -> PolicyOutput:
         weights = weigh(params)
+        shape = (number, space.num_decisions, space.max_choices)
+        noise = draw(key, shape, jax.random.gumbel)
+        noise = jnp.where(jnp.asarray(space.action_mask), noise, -jnp.inf)
         roll = functools.partial(_sample, space, weights, _project(weights, task_id))
-        return jax.vmap(roll)(_draw_noise(space, key, number))
+        return jax.vmap(roll)(noise)
 
     def evaluate(params: Params, actions: Array, task_id: Array) -> PolicyOutput:
         chex.assert_rank([actions, task_id], [1, 0])
@@ -110,7 +113,8 @@ def make_random_policy(space: SearchSpace) -> Policy:
     shape = (space.num_decisions, space.max_choices)
 
     def sample(params: Params, key: PRNGKey, task_id: Array, number: int) -> PolicyOutput:
-        actions = jnp.argmax(_draw_noise(space, key, number), axis=-1)
+        chances = draw(key, (number, space.num_decisions))
+        actions = index(chances, jnp.asarray(space.action_mask).sum(1)[None])
         return jax.vmap(evaluate, in_axes=(None, 0, None))(params, actions, task_id)
 
     def evaluate(params: Params, actions: Array, task_id: Array) -> PolicyOutput:
@@ -191,16 +195,12 @@ class _PolicyNetwork(nn.Module):
         )
 
 
-def _draw_noise(space: SearchSpace, key: PRNGKey, number: int) -> Array:
-    """Returns what makes the largest logit a draw of a choice, [number, D, C]; -inf at no choice.
-
-    An action of logits is drawn by the largest sum of a logit and standard Gumbel noise.
-    """
-    noise = draw(key, (number, space.num_decisions, space.max_choices), jax.random.gumbel)
-    return jnp.where(jnp.asarray(space.action_mask), noise, -jnp.inf)
-
-
 def _sample(space: SearchSpace, weights: _Weights, inputs: _Inputs, noise: Array) -> PolicyOutput:
+    """Draws a design by standard Gumbel noise [D, C], -inf where there is no choice.
+
+    The choice whose logit and noise have the largest sum is a draw of the logits' distribution.
+    """
+
     def step(rollout: _Rollout, d: Array) -> tuple[_Rollout, Array]:
         gates = inputs.action_gates[d, rollout.previous] + inputs.task_gates
         carry = _lstm(weights, rollout.carry, gates)
