@@ -279,12 +279,12 @@ def _required_actions(space: SearchSpace) -> np.ndarray:
 
 
 def are_active(space: SearchSpace, actions: Array) -> Array:
-    """Returns which decisions are active, bool [D], in a design [D]; any action of inactive ones.
+    """Returns which decisions are active, bool [D], in a design [D], whatever inactive ones hold.
 
-    Whether d is active depends on decisions before it alone.
+    Whether d is active depends on decisions before it alone, so that others may be undecided.
     """
     forbidding = ~_required_actions(space)
-    if not forbidding.any():  # else XLA takes seconds to find out
+    if not forbidding.any():  # XLA would take seconds to find out
         return jnp.ones(space.num_decisions, bool)
     taken = jax.nn.one_hot(actions, space.max_choices)
     return jnp.einsum("pc,dpc->d", taken, forbidding.astype(np.float32)) == 0

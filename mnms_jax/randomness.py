@@ -1,7 +1,7 @@
 """Random numbers of many designs from one key.
 
 They are drawn as one row: XLA takes four times as long to compile the generator for a key a design,
-or for arrays of several dimensions, and such programs are slower too.
+or for arrays of several dimensions, and such programs are slower too (benchmarks/RESULTS.md).
 """
 
 import math
@@ -29,8 +29,8 @@ def draw(
 
 
 def index(chance: Array, number: Array | int) -> Array:
-    """Returns a chance in [0, 1) as an index below a number, int32, each as likely as the others.
+    """Returns a chance in [0, 1) as an index below a number, int32, all being equally likely.
 
-    The shapes of both broadcast. Below 2^20, no index differs from others by more than an eighth.
+    The shapes of both broadcast. Of up to 2^20 indices none is over an eighth likelier than others.
     """
     return (chance * number).astype(jnp.int32)
