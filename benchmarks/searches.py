@@ -1,7 +1,7 @@
 """How many whole searches a minute: ours, all seeds in one call, against Optuna's TPE one by one.
 
 Goal: on a table of known rewards, multitask searches run at least 50 times as fast as TPE's once
-they are compiled, and at least 10 times with compilation. On two CPU cores they are a third faster
+they are compiled, and at least 10 times with compilation. On two CPU cores these are 1.35 and .77
 (benchmarks/RESULTS.md); an accelerator wasn't measured. A search is of one task: one of ours on G
 tasks counts as G. Both take turns in one process: ours is called, then TPE runs for a while.
 

@@ -85,8 +85,8 @@ def assume_pending(ranker: Ranker, beliefs: Any, first: int, valid: Array) -> An
     """
 
     def step(beliefs: Any, row: tuple[Array, Array]) -> tuple[Any, None]:
-        index, counts = row
-        assumed = ranker.assume(beliefs, index)
+        place, counts = row
+        assumed = ranker.assume(beliefs, place)
         return jax.tree.map(functools.partial(jnp.where, counts), assumed, beliefs), None
 
     return jax.lax.scan(step, beliefs, (first + jnp.arange(len(valid)), valid))[0]

@@ -18,7 +18,7 @@ import numpy as np
 
 from mnms_jax.randomness import draw, index
 from mnms_jax.space import SearchSpace
-from mnms_jax.types import Array, Params, Policy, PolicyOutput, PRNGKey
+from mnms_jax.types import AnyArray, Array, Params, Policy, PolicyOutput, PRNGKey
 
 _Carry = tuple[Array, Array]  # memory c and output h of the recurrent cell, each [H]
 
@@ -200,6 +200,7 @@ def _sample(space: SearchSpace, weights: _Weights, inputs: _Inputs, noise: Array
 
     The choice whose logit and noise have the largest sum is a draw of the logits' distribution.
     """
+    forbidding = jnp.asarray(_forbidding_actions(space))
 
     def step(rollout: _Rollout, d: Array) -> tuple[_Rollout, Array]:
         gates = inputs.action_gates[d, rollout.previous] + inputs.task_gates
@@ -207,7 +208,7 @@ def _sample(space: SearchSpace, weights: _Weights, inputs: _Inputs, noise: Array
         logits = inputs.action_logits[d, rollout.previous] + inputs.task_logits[d]
         logits += carry[1] @ weights.head_recurrent[d]
         action = jnp.argmax(logits + noise[d]).astype(jnp.int32)
-        action = jnp.where(are_active(space, rollout.actions)[d], action, 0)
+        action = jnp.where(_takes_none(forbidding[d], rollout.actions), action, 0)
         return _Rollout(carry, action, rollout.actions.at[d].set(action)), logits
 
     actions = jnp.zeros(space.num_decisions, jnp.int32)
@@ -265,17 +266,23 @@ def _lstm(weights: _Weights, carry: _Carry, inputs: Array) -> _Carry:
     return c, jax.nn.sigmoid(o) * jnp.tanh(c)
 
 
-def _required_actions(space: SearchSpace) -> np.ndarray:
-    """Returns which choices of each decision let d be active, bool [D, D, C].
+def _forbidding_actions(space: SearchSpace) -> np.ndarray:
+    """Returns which choices of each decision don't let d be active, float32 0 or 1, [D, D, C].
 
-    It includes the decisions that d depends on through others, so that d is active where all
-    actions of a design are allowed, without a look at what else is active.
+    It includes the decisions that d depends on through others, so that d is active where no action
+    of a design forbids it, without a look at what else is active.
     """
     required = space.conditions.copy()
     for d in range(space.num_decisions):  # a decision's parents stand before it
         for parent in np.flatnonzero(space.parents[d]):
             required[d] &= required[parent]
-    return required
+    return (~required).astype(np.float32)
+
+
+def _takes_none(forbidding: AnyArray, actions: Array) -> Array:
+    """Returns whether a design [D] takes none of some choices [..., D, C], bool [...]."""
+    taken = jax.nn.one_hot(actions, forbidding.shape[-1])
+    return jnp.einsum("...dc,dc->...", forbidding, taken) == 0
 
 
 def are_active(space: SearchSpace, actions: Array) -> Array:
@@ -283,11 +290,10 @@ def are_active(space: SearchSpace, actions: Array) -> Array:
 
     Whether d is active depends on decisions before it alone, so that others may be undecided.
     """
-    forbidding = ~_required_actions(space)
+    forbidding = _forbidding_actions(space)
     if not forbidding.any():  # XLA would take seconds to find out
         return jnp.ones(space.num_decisions, bool)
-    taken = jax.nn.one_hot(actions, space.max_choices)
-    return jnp.einsum("pc,dpc->d", taken, forbidding.astype(np.float32)) == 0
+    return _takes_none(forbidding, actions)
 
 
 def _score(space: SearchSpace, logits: Array, actions: Array) -> PolicyOutput:

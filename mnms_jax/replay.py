@@ -52,7 +52,10 @@ def init_replay(num_tasks: int, capacity: int, num_decisions: int) -> ReplayBank
 
 
 def shrink(replay: ReplayBank, capacity: int) -> ReplayBank:
-    """Returns an empty bank with no more slots than that for a task."""
+    """Returns a bank without trials with no more slots than that for a task.
+
+    Of a bank that holds trials, some would be lost.
+    """
     actions, log_probs, rewards = (x[:, :capacity] for x in replay[:3])
     return ReplayBank(actions, log_probs, rewards, replay.size)
 

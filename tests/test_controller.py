@@ -8,6 +8,7 @@ from toy import SPACE
 
 from mnms_jax.children.text import make_text_family
 from mnms_jax.controller import choice_frequencies, make_policy, make_random_policy
+from mnms_jax.randomness import draw
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -55,18 +56,22 @@ def roll_plainly(space, params, task_id, choose):
 def test_sample_and_evaluate_are_the_plain_recurrence(key):
     policy = make_policy(TEXT_SPACE, 3, init_scale=0.5)
     params = policy.init(key)
+    noise = draw(key, (4, TEXT_SPACE.num_decisions, TEXT_SPACE.max_choices), jax.random.gumbel)
     for task_id in range(3):
         sampled = jax.jit(policy.sample, static_argnums=3)(params, key, jnp.int32(task_id), 4)
         evaluated = jax.jit(jax.vmap(policy.evaluate, in_axes=(None, 0, None)))(
             params, sampled.actions, jnp.int32(task_id)
         )
-        for i, taken in enumerate(sampled.actions.tolist()):
-            _, log_probs = roll_plainly(TEXT_SPACE, params, task_id, lambda d, _, a=taken: a[d])
+        for i in range(4):
+            actions, log_probs = roll_plainly(
+                TEXT_SPACE, params, task_id, lambda d, logits, i=i: jnp.argmax(logits + noise[i, d])
+            )
             for output in (sampled, evaluated):
-                np.testing.assert_array_equal(output.actions[i], taken)
+                np.testing.assert_array_equal(output.actions[i], actions)
                 np.testing.assert_allclose(output.log_probs[i], log_probs, atol=1e-5)
 
 
+@pytest.mark.parametrize("policy", [make_policy(SPACE, 2, init_scale=1), POLICIES["random"]])
 def test_samples_are_as_likely_as_they_say(policy, key):
     params = policy.init(key)
     output = jax.jit(policy.sample, static_argnums=3)(params, key, jnp.int32(1), 20_000)

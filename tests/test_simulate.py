@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mnms_jax import strategies
 from mnms_jax.controller import make_random_policy
 from mnms_jax.learner import make_null_learner
 from mnms_jax.methods import make_cold_search
@@ -89,7 +90,9 @@ def test_strategies_play_each_target(name, key):
 
 def test_a_bank_without_empty_slots_changes_no_trial(key):
     setup = SETUP._replace(num_trials=20, trials_per_round=2)
-    played = jax.jit(make_strategy("multitask", setup))(BENCHMARK.table, key)
+    with mock.patch.object(strategies, "play", wraps=play) as spy:
+        played = jax.jit(make_strategy("multitask", setup))(BENCHMARK.table, key)
+    assert spy.call_args.args[0].init(key).replay.rewards.shape == (2, 20)
     search, tasks = make_cold_search(SPACE, 2, 2), jnp.array(setup.targets)
     assert search.init(key).replay.rewards.shape[1] > 20
     expected = jax.jit(lambda key: play(search, BENCHMARK.table, tasks, 10, key)[1])(key)

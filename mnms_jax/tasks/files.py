@@ -13,7 +13,7 @@ from absl import logging
 
 from mnms_jax.space import nearest
 from mnms_jax.tasks.columns import Columns, check_once, parse_options, read_columns, unusable
-from mnms_jax.tasks.records import is_feature, make_record_task, to_column
+from mnms_jax.tasks.records import fold_truth, is_feature, make_record_task, to_column
 from mnms_jax.tasks.text import deduplicate, exclude, normalize, split_texts
 from mnms_jax.types import Split, Task, UserError
 
@@ -318,9 +318,7 @@ def _check_characters(path: pathlib.Path, row: int, text: str) -> None:
 
 def _class_name(label: str | float | decimal.Decimal) -> str:
     """Returns what a label is called: the same for a value, whatever the file makes of it."""
-    name = unicodedata.normalize("NFC", str(label).strip())
-    if name.lower() in ("true", "false"):
-        return name.lower()
+    name = fold_truth(unicodedata.normalize("NFC", str(label).strip()))
     return str(int(float(name))) if _INTEGER.fullmatch(name) else name
 
 

@@ -68,8 +68,12 @@ def to_column(values: Sequence[Any], is_number: bool | None = None) -> np.ndarra
             numbers[~(np.abs(numbers) < _LARGEST)] = math.nan
             if is_number or np.isfinite(numbers).any():
                 return numbers
-    same = [text.lower() if text.lower() in ("true", "false") else text for text in texts]
-    return np.array(same, object)
+    return np.array(list(map(fold_truth, texts)), object)
+
+
+def fold_truth(text: str) -> str:
+    """Returns true and false in lower case, which formats differ in; other texts as they are."""
+    return text.lower() if text.lower() in ("true", "false") else text
 
 
 def is_feature(column: np.ndarray) -> bool:
