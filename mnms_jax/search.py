@@ -96,7 +96,9 @@ def make_search(
     sample = jax.vmap(policy.sample, in_axes=(None, 0, 0, None))
     evaluate = jax.vmap(policy.evaluate, in_axes=(None, 0, 0))
     if ranker is not None:
-        choose_for = _make_chooser(space, policy, ranker, trials_per_task, numbers, num_suggested)
+        choose_all = _make_chooser(
+            space, policy, ranker, num_tasks, trials_per_task, numbers, num_suggested
+        )
 
     def init(key: PRNGKey) -> SearchState:
         init_key, key = jax.random.split(key)
@@ -117,11 +119,7 @@ def make_search(
             output = sample(state.params, keys, jnp.arange(num_tasks), trials_per_task)
             output = jax.tree.map(_take_turns, output)
         else:
-            others = _expectations(space, state, num_tasks)
-            most = _most_trials(state, num_tasks)
-            # [T, trials_per_task, D]
-            actions = choose_for(state, pending, others, most, jnp.arange(num_tasks))
-            output = evaluate(state.params, _take_turns(actions), ids)
+            output = evaluate(state.params, _take_turns(choose_all(state, pending)), ids)
         return Proposal(ids, output.actions, output.log_probs)
 
     def tell(state: SearchState, proposal: Proposal, rewards: Array) -> tuple[SearchState, Metrics]:
@@ -247,14 +245,12 @@ def _make_chooser(
     space: SearchSpace,
     policy: Policy,
     ranker: Ranker,
+    num_tasks: int,
     number: int,
     numbers: Numbers,
     num_suggested: int,
-) -> Callable[[SearchState, ReplayBank | None, Expectations | None, Array, Array], Array]:
-    """Returns what chooses a round's designs for G tasks, int32 [G, number, D].
-
-    It takes state, pending, others, the most trials of a task [], and task_ids [G].
-    """
+) -> Callable[[SearchState, ReplayBank | None], Array]:
+    """Returns what chooses a round's designs, int32 [T, number, D], by the state and pending."""
 
     def choose_for(
         state: SearchState,
@@ -287,7 +283,12 @@ def _make_chooser(
             *(num_made, number, suggestions, num_suggested),
         )
 
-    return jax.vmap(choose_for, in_axes=(None, None, None, None, 0))
+    def choose_all(state: SearchState, pending: ReplayBank | None) -> Array:
+        others, most = _expectations(space, state, num_tasks), _most_trials(state, num_tasks)
+        over_tasks = jax.vmap(choose_for, in_axes=(None, None, None, None, 0))
+        return over_tasks(state, pending, others, most, jnp.arange(num_tasks))
+
+    return choose_all
 
 
 def _are_among(designs: Array, trials: Trials) -> Array:
